@@ -1,0 +1,5 @@
+"""`python -m cas` is `blobcask`."""
+
+from cas.cli import main
+
+main()

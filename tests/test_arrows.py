@@ -1,0 +1,86 @@
+"""The shape of the code: who may import whom, what modules are called, who may do what."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+
+from tests.conftest import CHECKOUT
+
+PACKAGES = ("cas", "gateway", "replicator", "workflows", "bench", "tests")
+PRODUCT = PACKAGES[:4]
+# A function that fits only there has a noun that nobody has found yet.
+NAMES_WITHOUT_A_NOUN = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
+
+# Calls that one module alone may make, so that a test which replaces that module's class has
+# replaced them all: (calls, the packages it counts for, the one module).
+OWNED_CALLS = {
+    "durable steps": (
+        {"os.fsync", "os.fdatasync", "os.sync", "os.link", "os.rename", "os.replace"},
+        PRODUCT,
+        "cas/durable.py",
+    ),
+    "the time of day": (
+        {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today"},
+        ("cas",),
+        "cas/clock.py",
+    ),
+}
+
+
+def modules(packages: tuple[str, ...] = PACKAGES) -> list[Path]:
+    """Every module of the packages, relative to the checkout."""
+    found = [path for package in packages for path in (CHECKOUT / package).rglob("*.py")]
+    return sorted(path.relative_to(CHECKOUT) for path in found)
+
+
+def parsed(module: Path) -> ast.Module:
+    return ast.parse((CHECKOUT / module).read_text(encoding="utf-8"), filename=str(module))
+
+
+def calls(tree: ast.Module) -> set[str]:
+    """The calls of a module that are written `name.attribute(...)`."""
+    return {
+        f"{node.func.value.id}.{node.func.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+    }
+
+
+def test_imports_follow_the_arrows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(CHECKOUT)
+    status = lint_imports(config_filename=str(CHECKOUT / "pyproject.toml"), no_cache=True)
+    assert status == EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    silent = [str(module) for module in modules() if not ast.get_docstring(parsed(module))]
+    assert silent == []
+
+
+def test_every_folder_and_module_has_a_noun() -> None:
+    nameless = [
+        str(module)
+        for module in modules()
+        if NAMES_WITHOUT_A_NOUN & set(module.with_suffix("").parts)
+    ]
+    assert nameless == []
+
+
+@pytest.mark.parametrize("what", OWNED_CALLS)
+def test_some_calls_belong_to_one_module(what: str) -> None:
+    owned, packages, owner = OWNED_CALLS[what]
+    trespassing = {
+        str(module): sorted(owned & calls(parsed(module)))
+        for module in modules(packages)
+        if str(module) != owner and owned & calls(parsed(module))
+    }
+    assert trespassing == {}
+    assert owned & calls(parsed(Path(owner))), "the owner makes the calls"
