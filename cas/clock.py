@@ -1,0 +1,71 @@
+"""Time: microseconds since 1970 UTC, and whether to believe the clock (invariant 10).
+
+Nothing else in `cas` reads a clock. A clock is an argument, so tests never sleep.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import time
+from datetime import UTC, datetime
+from typing import Protocol, final
+
+SECOND_US = 1_000_000
+HOUR_US = 3600 * SECOND_US
+DAY_US = 24 * HOUR_US
+
+_TIME_ERROR = 5  # adjtimex(2) returns it while the kernel clock is not synchronised
+
+
+class Clock(Protocol):
+    """Where time comes from."""
+
+    def now_us(self) -> int:
+        """Wall-clock time in µs since 1970 UTC; may jump."""
+        ...
+
+    def synchronised(self) -> bool:
+        """Whether the kernel says that a time service keeps the clock right."""
+        ...
+
+
+@final
+class SystemClock:
+    """The machine's clock."""
+
+    def now_us(self) -> int:
+        return time.time_ns() // 1000
+
+    def synchronised(self) -> bool:
+        # struct timex is 208 bytes on 64-bit Linux; zeroed (modes = 0) it only reads.
+        timex = ctypes.create_string_buffer(512)
+        libc = ctypes.CDLL(None, use_errno=True)
+        status: int = libc.adjtimex(timex)
+        return 0 <= status < _TIME_ERROR
+
+
+def believable(now_us: int, last_us: int, gap_us_max: int, synchronised: bool) -> bool:
+    """Whether catalog time may move from its last value to the clock's.
+
+    A first reading (`last_us` 0) has nothing to be compared with. A clock behind is never
+    believed: catalog time stands still until the clock catches up. A clock far ahead is
+    believed only when it is synchronised: a dead battery or a typed year must not expire
+    everything at once.
+    """
+    if last_us == 0:
+        return True
+    return last_us <= now_us and (now_us - last_us <= gap_us_max or synchronised)
+
+
+def advance(clock: Clock, last_us: int, gap_us_max: int) -> int:
+    """Catalog time after `last_us`: the clock's, where that is believable, else `last_us`."""
+    now_us = clock.now_us()
+    if now_us <= last_us or believable(now_us, last_us, gap_us_max, synchronised=False):
+        return max(now_us, last_us)
+    return now_us if clock.synchronised() else last_us
+
+
+def rfc3339(at_us: int) -> str:
+    """`2025-12-11T10:00:00Z`, the form of times at the edges (whole seconds)."""
+    return datetime.fromtimestamp(at_us // SECOND_US, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

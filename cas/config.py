@@ -1,0 +1,440 @@
+"""Settings: read once at start from an ini file and the environment, into frozen values.
+
+Each key is declared once, as a field below: its type says how its text is read and which
+values are possible, its default what holds when nobody says otherwise. `config.ini` is the
+documentation of the same keys, and a test keeps the two equal.
+
+`BLOBCASK_SECTION__KEY` in the environment wins over the file. A secret may stand in a file
+of its own, named by the same key with `_file` appended. Whatever is unknown, misspelt or
+impossible stops the start: a setting that is silently not in force is worse than none.
+"""
+
+from __future__ import annotations
+
+import configparser
+import difflib
+import ipaddress
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NewType, final, get_args, get_origin
+from urllib.parse import urlsplit
+
+import msgspec
+
+from cas.clock import DAY_US, HOUR_US, SECOND_US
+from cas.errors import InvalidSetting
+from cas.references import SCHEME
+
+ENVIRONMENT_PREFIX = "BLOBCASK_"
+
+Duration = NewType("Duration", int)  # µs
+Size = NewType("Size", int)  # bytes
+Address = NewType("Address", str)  # HOST:PORT, [IPv6]:PORT or unix:PATH
+Url = NewType("Url", str)  # http(s), without a slash at its end; empty: not given
+Scheme = NewType("Scheme", str)  # of references, without "://"
+UriPath = NewType("UriPath", str)  # begins and ends with a slash; empty: not given
+SigningSecret = NewType("SigningSecret", str)  # at least 32 bytes of UTF-8; empty: not given
+Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+
+MIB = 1 << 20
+SIGNING_SECRET_BYTES_MIN = 32  # RFC 7518: an HS256 key is at least as long as its digest
+
+
+@final
+class Bounds(msgspec.Struct, frozen=True):
+    """The least and the most possible value, both included, written as a user writes them."""
+
+    least: str
+    most: str | None = None
+
+
+Count = Annotated[int, Bounds("1", "1000")]
+Days = Annotated[int, Bounds("1", "9999999")]  # as many digits as a retention policy takes
+Hours = Annotated[int, Bounds("1", "9999999")]
+
+
+class Section(msgspec.Struct, frozen=True):
+    """One section of the settings. Its text form hides secrets, so that logs may show it."""
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{field.name}=***"
+            if _is_secret(field.type) and getattr(self, field.name)
+            else f"{field.name}={getattr(self, field.name)!r}"
+            for field in msgspec.structs.fields(self)
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@final
+class StoreSettings(Section, frozen=True):
+    root: Path = Path("data")
+    name: str = "local"
+    grace: Annotated[Duration, Bounds("1s")] = Duration(24 * HOUR_US)
+    trust_verified_for: Duration = Duration(90 * DAY_US)
+    min_free: Size = Size(256 * MIB)
+
+
+@final
+class CatalogSettings(Section, frozen=True):
+    checkpoint_every: Annotated[Size, Bounds("1MiB")] = Size(256 * MIB)
+    journal_keep: Duration = Duration(7 * DAY_US)
+
+
+@final
+class UploadSettings(Section, frozen=True):
+    storage_type: Literal["local"] = "local"
+    default_retention_days: Days = 30
+    default_expiry_hours: Hours = 24
+    max_file_size_mb: Annotated[int, Bounds("0")] = 0
+
+
+@final
+class ReferenceSettings(Section, frozen=True):
+    scheme: Scheme = Scheme(SCHEME)
+
+
+@final
+class GatewaySettings(Section, frozen=True):
+    bind: Address = Address("127.0.0.1:8080")
+    workers: Count = 2
+    threads: Count = 8
+    public_url: Url = Url("")
+    accel_redirect: UriPath = UriPath("")
+    trusted_proxies: Networks = ()
+    url_expiry: Annotated[Duration, Bounds("1s")] = Duration(HOUR_US)
+
+
+@final
+class AuthSettings(Section, frozen=True):
+    jwt_secret: SigningSecret = SigningSecret("")
+
+
+@final
+class SweeperSettings(Section, frozen=True):
+    max_clock_gap: Annotated[Duration, Bounds("1m")] = Duration(30 * DAY_US)
+
+
+@final
+class Settings(msgspec.Struct, frozen=True):
+    """All settings, one attribute a section. `Settings()` holds the defaults."""
+
+    store: StoreSettings = msgspec.field(default_factory=StoreSettings)
+    catalog: CatalogSettings = msgspec.field(default_factory=CatalogSettings)
+    uploads: UploadSettings = msgspec.field(default_factory=UploadSettings)
+    references: ReferenceSettings = msgspec.field(default_factory=ReferenceSettings)
+    gateway: GatewaySettings = msgspec.field(default_factory=GatewaySettings)
+    auth: AuthSettings = msgspec.field(default_factory=AuthSettings)
+    sweeper: SweeperSettings = msgspec.field(default_factory=SweeperSettings)
+
+
+# --- from text to values: each reader raises ValueError with the reason
+
+
+def parse_duration(text: str) -> Duration:
+    """`24h`, `90d`, `500ms` in µs: a whole number with one of us, ms, s, m, h, d, w."""
+    return Duration(_with_unit(text, _DURATION_UNITS, "a duration", "24h"))
+
+
+def parse_size(text: str) -> Size:
+    """`64MiB` in bytes: a whole number with one of B, KiB, MiB, GiB, TiB.
+
+    `MB` is refused: half of its readers take it for 1000², the other half for 1024².
+    """
+    return Size(_with_unit(text, _SIZE_UNITS, "a size", "64MiB"))
+
+
+_DURATION_UNITS = {
+    "us": 1,
+    "ms": 1000,
+    "s": SECOND_US,
+    "m": 60 * SECOND_US,
+    "h": HOUR_US,
+    "d": DAY_US,
+    "w": 7 * DAY_US,
+}
+_SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30, "TiB": 1 << 40}
+_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
+_NUMBER_AND_UNIT = re.compile(r"([0-9]{1,18}) ?([A-Za-z]*)", re.ASCII)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,15}", re.ASCII)
+_INTEGER_MAX = (1 << 63) - 1  # what a record and LMDB can hold
+
+
+def _with_unit(text: str, units: Mapping[str, int], what: str, example: str) -> int:
+    match = _NUMBER_AND_UNIT.fullmatch(text)
+    if not match:
+        raise ValueError(f"not {what}: write a whole number and a unit, as in {example}")
+    number, unit = int(match[1]), match[2]
+    if unit not in units:
+        problem = f"{unit!r} is no unit of {what}" if unit else f"{what} needs a unit"
+        raise ValueError(f"{problem}: use {' '.join(units)}, as in {example}")
+    if number * units[unit] > _INTEGER_MAX:
+        raise ValueError(f"too large for {what}")
+    return number * units[unit]
+
+
+def _whole_number(text: str) -> int:
+    if not _NUMBER.fullmatch(text):
+        raise ValueError("not a whole number")
+    return int(text)
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError("empty")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_text(text))
+
+
+def _address(text: str) -> Address:
+    if text.startswith("unix:"):
+        if text == "unix:":
+            raise ValueError("the path of the socket is missing after 'unix:'")
+        return Address(text)
+    host, colon, port = text.rpartition(":")
+    if not host or not colon:
+        raise ValueError("write HOST:PORT, [IPv6]:PORT or unix:PATH")
+    if not _NUMBER.fullmatch(port) or int(port) > 65535:
+        raise ValueError(f"{port!r} is not a port, 0 to 65535 (0: any free one)")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError("write an IPv6 address in brackets, as in [::1]:8080")
+    return Address(text)
+
+
+def _url(text: str) -> Url:
+    if not text:
+        return Url("")
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("not a URL such as https://files.example.org")
+    if parts.query or parts.fragment or parts.username is not None:
+        raise ValueError("a public URL has no user, query or fragment")
+    return Url(text.rstrip("/"))
+
+
+def _scheme(text: str) -> Scheme:
+    if not _SCHEME.fullmatch(text):
+        raise ValueError("not a scheme: write a-z, then up to 15 of a-z 0-9 + . -")
+    return Scheme(text)
+
+
+def _uri_path(text: str) -> UriPath:
+    if text and not (text.startswith("/") and text.endswith("/")):
+        raise ValueError("not a path that begins and ends with a slash, as in /blobs/")
+    return UriPath(text)
+
+
+def _networks(text: str) -> Networks:
+    # strict: `10.0.0.1/8` is a slip, and taking it for 10.0.0.0/8 would trust a whole network.
+    return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _signing_secret(text: str) -> SigningSecret:
+    if text and len(text.encode()) < SIGNING_SECRET_BYTES_MIN:
+        raise ValueError(f"shorter than {SIGNING_SECRET_BYTES_MIN} bytes: it could be guessed")
+    return SigningSecret(text)
+
+
+def _storage_type(text: str) -> Literal["local"]:
+    if text == "s3":
+        raise ValueError("not yet: 's3' comes with the mirror; use 'local'")
+    if text != "local":
+        raise ValueError("use 'local'")
+    return "local"
+
+
+@final
+class Kind(msgspec.Struct, frozen=True):
+    """A type of setting: what its documentation calls it, and its reader."""
+
+    noun: str
+    read: Callable[[str], Any]
+
+
+_KINDS: Mapping[Any, Kind] = {
+    Duration: Kind("Duration", parse_duration),
+    Size: Kind("Size", parse_size),
+    int: Kind("Whole number", _whole_number),
+    str: Kind("Text", _text),
+    Path: Kind("Path", _path),
+    Address: Kind("Address", _address),
+    Url: Kind("URL", _url),
+    Scheme: Kind("Word", _scheme),
+    UriPath: Kind("URI path", _uri_path),
+    Networks: Kind("Networks", _networks),
+    SigningSecret: Kind("Secret", _signing_secret),
+    Literal["local"]: Kind("Word", _storage_type),
+}
+_SECRETS = (SigningSecret,)
+_SECRET_FILE = Kind("Path", lambda text: Path(text) if text else None)
+
+
+def _is_secret(annotation: object) -> bool:
+    return annotation in _SECRETS
+
+
+@final
+class Key(msgspec.Struct, frozen=True):
+    """One key as it may stand in the file: its place, kind, default and bounds."""
+
+    section: str
+    name: str
+    kind: Kind
+    default: Any
+    bounds: Bounds | None = None
+    secret: bool = False
+    names_file_of: str | None = None  # the secret whose text is in the file this key names
+
+    def read(self, text: str) -> Any:
+        """The value that `text` stands for; raises ValueError with the reason."""
+        value = self.kind.read(text)
+        if self.bounds:
+            if value < self.kind.read(self.bounds.least):
+                raise ValueError(f"must be at least {self.bounds.least}")
+            if self.bounds.most is not None and value > self.kind.read(self.bounds.most):
+                raise ValueError(f"must be at most {self.bounds.most}")
+        return value
+
+
+def setting_keys() -> Iterator[Key]:
+    """Every key there is, in the order of the declarations above."""
+    for section in msgspec.structs.fields(Settings):
+        for field in msgspec.structs.fields(section.type):
+            annotation, bounds = field.type, None
+            if get_origin(annotation) is Annotated:
+                annotation, bounds = get_args(annotation)
+            secret = _is_secret(annotation)
+            kind = _KINDS[annotation]
+            yield Key(section.name, field.name, kind, field.default, bounds, secret)
+            if secret:
+                name = f"{field.name}_file"
+                yield Key(section.name, name, _SECRET_FILE, None, names_file_of=field.name)
+
+
+# --- from file and environment to settings
+
+
+@final
+class _Given(msgspec.Struct, frozen=True):
+    """The text somebody gave a key, and where."""
+
+    section: str
+    name: str
+    text: str
+    source: str
+
+    def refuse(self, reason: str, shown: str | None = None) -> InvalidSetting:
+        text = self.text if shown is None else shown
+        return InvalidSetting(self.section, self.name, text, f"{reason} (in {self.source})")
+
+
+def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
+    """The settings of the ini file at `path` (None: no file), overlaid by `environ`.
+
+    Raises InvalidSetting, with section, key, value and reason, for the first thing that is
+    unknown, unreadable or impossible. Reads the files that `*_file` keys name.
+    """
+    known = {(key.section, key.name): key for key in setting_keys()}
+    values: dict[str, dict[str, Any]] = {name: {} for name, _ in known}
+    for layer in (_from_file(path), _from_environment(environ)):
+        filled: set[tuple[str, str]] = set()
+        for given in layer:
+            key = known.get((given.section, given.name))
+            if key is None:
+                raise given.refuse(_unknown(given, list(known)), shown="***")
+            if (key.secret or key.names_file_of) and not given.text:
+                continue  # an empty secret is none, however it was to be given
+            place, value = _value(key, given)
+            # Only within a layer: the environment's secret simply wins over the file's.
+            if (key.section, place) in filled:
+                raise given.refuse(f"{place} and {place}_file are both given", shown="***")
+            filled.add((key.section, place))
+            values[key.section][place] = value
+    return Settings(
+        **{
+            section.name: section.type(**values[section.name])
+            for section in msgspec.structs.fields(Settings)
+        }
+    )
+
+
+def _value(key: Key, given: _Given) -> tuple[str, Any]:
+    """The field that a given key fills, and its value."""
+    if key.names_file_of is None:
+        try:
+            return key.name, key.read(given.text)
+        except ValueError as error:
+            raise given.refuse(str(error), "***" if key.secret else None) from None
+    try:
+        # The line end is the editor's; any other space may be the secret's.
+        text = Path(given.text).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise given.refuse(f"cannot be read: {reason}") from None
+    if not text:
+        raise given.refuse("the file is empty")
+    try:
+        return key.names_file_of, _signing_secret(text)
+    except ValueError as error:
+        raise given.refuse(str(error)) from None
+
+
+def _from_file(path: Path | None) -> Iterator[_Given]:
+    if path is None:
+        return
+    # No interpolation and no inline comments: '%' and '#' belong to values. No section is
+    # special: a [DEFAULT] that slipped keys into every other would be hard to see.
+    parser = configparser.ConfigParser(
+        interpolation=None,
+        delimiters=("=",),
+        comment_prefixes=("#", ";"),
+        default_section="",
+        empty_lines_in_values=False,
+    )
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # its documented use
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"), source=str(path))
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+        raise InvalidSetting("config", "path", path, reason) from None
+    except UnicodeDecodeError:
+        raise InvalidSetting("config", "path", path, "not UTF-8 text") from None
+    except configparser.DuplicateOptionError as error:
+        reason = f"given a second time in line {error.lineno} of {path}"
+        raise InvalidSetting(error.section, error.option, "***", reason) from None
+    except configparser.DuplicateSectionError as error:
+        reason = f"the section begins a second time in line {error.lineno} of {path}"
+        raise InvalidSetting(error.section, "*", "***", reason) from None
+    except configparser.MissingSectionHeaderError as error:
+        reason = f"line {error.lineno} stands before the first [section]"
+        raise InvalidSetting("config", "path", path, reason) from None
+    except configparser.ParsingError as error:
+        lines = ", ".join(str(number) for number, _ in error.errors)
+        reason = f"line {lines} is neither [section] nor key = value"
+        raise InvalidSetting("config", "path", path, reason) from None
+    for section in parser.sections():
+        for name, text in parser.items(section):
+            yield _Given(section, name, text, str(path))
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[_Given]:
+    for variable in sorted(environ):
+        section, separator, name = variable.removeprefix(ENVIRONMENT_PREFIX).partition("__")
+        # Without the double underscore it is no setting of ours, such as BLOBCASK_HOME.
+        if variable.startswith(ENVIRONMENT_PREFIX) and separator:
+            yield _Given(section.lower(), name.lower(), environ[variable], variable)
+
+
+def _unknown(given: _Given, known: list[tuple[str, str]]) -> str:
+    """Why a key is unknown, with the one that was probably meant."""
+    names = [name for section, name in known if section == given.section]
+    what, wanted = "key", given.name
+    if not names:
+        what, wanted = "section", given.section
+        names = sorted({section for section, _ in known})
+    meant = difflib.get_close_matches(wanted, names, n=1)
+    return f"unknown {what}" + (f": did you mean {meant[0]!r}?" if meant else "")

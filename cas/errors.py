@@ -1,0 +1,250 @@
+"""Every error the store raises, on one page.
+
+Errors carry facts on the instance and know nothing of HTTP: `gateway/errors.py` maps
+them to a status and a stable code, `cas/cli.py` maps them to exit codes.
+
+    BlobcaskError
+    ├── InvalidInput                what the caller sent can never be right
+    │   ├── InvalidDigest  InvalidReference  InvalidName  InvalidRetention  InvalidRequest
+    │   └── InvalidSetting          section, key and value of a bad setting
+    ├── NotFound                    no such thing, or not the caller's
+    ├── Mismatch                    the bytes are not the promised ones
+    │   └── DigestMismatch  SizeMismatch
+    ├── TooLarge                    more bytes than the limit in force
+    ├── Conflict                    right once, not in this state
+    │   └── UploadClosed  FilesRefused  Held  RecordExists  BlobDeleting
+    ├── StoreFull                   no space, with numbers
+    ├── BlobUnavailable             the record is here, good bytes are not
+    │   └── BlobMissing  BlobDamaged
+    └── CatalogError                the catalog cannot serve
+        ├── CatalogFailed           a sync failed: nobody writes until it is reopened
+        ├── CatalogClosed  WrongProcess  StoreBusy
+        ├── UnsuitableRoot          network filesystem, foreign PID namespace, newer format
+        └── Damaged                 JournalDamaged, IndexDamaged
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class BlobcaskError(Exception):
+    """The root of all errors that blobcask raises on purpose."""
+
+
+class InvalidInput(BlobcaskError):
+    """A value that can never be accepted; `what` names its kind, `value` is it."""
+
+    what = "value"
+
+    def __init__(self, value: object, reason: str) -> None:
+        super().__init__(f"{self.what} {value!r}: {reason}")
+        self.value = value
+        self.reason = reason
+
+
+class InvalidDigest(InvalidInput):
+    what = "digest"
+
+
+class InvalidReference(InvalidInput):
+    what = "reference"
+
+
+class InvalidName(InvalidInput):
+    what = "name"
+
+
+class InvalidRetention(InvalidInput):
+    what = "retention policy"
+
+
+class InvalidRequest(InvalidInput):
+    """A field of a request that is missing, of the wrong type or out of range."""
+
+    what = "field"
+
+
+class InvalidSetting(InvalidInput):
+    """A setting that stops the start: names section, key and value."""
+
+    def __init__(self, section: str, key: str, value: object, reason: str) -> None:
+        BlobcaskError.__init__(self, f"[{section}] {key} = {value}: {reason}")
+        self.section = section
+        self.key = key
+        self.value = value
+        self.reason = reason
+
+
+class NotFound(BlobcaskError):
+    """No such thing for this caller: unknown and foreign are told alike (invariant 9)."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"no {kind} {name!r}")
+        self.kind = kind
+        self.name = name
+
+
+class Mismatch(BlobcaskError):
+    """The bytes that came are not the bytes that were promised; nothing was kept."""
+
+
+class DigestMismatch(Mismatch):
+    def __init__(self, promised: str, received: str) -> None:
+        super().__init__(f"promised digest {promised}, received bytes with digest {received}")
+        self.promised = promised
+        self.received = received
+
+
+class SizeMismatch(Mismatch):
+    """`promised_bytes` were announced, the source ended (or went on) at `received_bytes`."""
+
+    def __init__(self, promised_bytes: int, received_bytes: int) -> None:
+        super().__init__(f"promised {promised_bytes} bytes, received {received_bytes}")
+        self.promised_bytes = promised_bytes
+        self.received_bytes = received_bytes
+
+
+class TooLarge(BlobcaskError):
+    """The source is longer than `limit_bytes`; nothing was kept."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"more than the {limit_bytes} bytes allowed")
+        self.limit_bytes = limit_bytes
+
+
+class Conflict(BlobcaskError):
+    """The request is well formed, but not possible in the present state."""
+
+
+class UploadClosed(Conflict):
+    """The upload is no longer pending; `state` says what became of it."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__(f"the upload is {state}")
+        self.state = state
+
+
+class FilesRefused(Conflict):
+    """Completion refused: `reasons` holds (slot index, filename, reason) per refused file."""
+
+    def __init__(self, reasons: list[tuple[int, str, str]]) -> None:
+        super().__init__("; ".join(f"{name}: {reason}" for _, name, reason in reasons))
+        self.reasons = reasons
+
+
+class Held(Conflict):
+    """A legal hold forbids the deletion."""
+
+    def __init__(self, reference: str) -> None:
+        super().__init__(f"{reference} is under a legal hold")
+        self.reference = reference
+
+
+class RecordExists(Conflict):
+    """A record with this key, or this value of a unique key, is in the table."""
+
+    def __init__(self, table: str, key: object) -> None:
+        super().__init__(f"{table} has a record {key!r}")
+        self.table = table
+        self.key = key
+
+
+class BlobDeleting(Conflict):
+    """The bytes of this digest are being removed; finish that, then put them again."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(f"blob {digest} is being deleted")
+        self.digest = digest
+
+
+class StoreFull(BlobcaskError):
+    """No space: `needed_bytes` may be 0 where the need was not announced."""
+
+    def __init__(self, free_bytes: int, needed_bytes: int, path: Path) -> None:
+        need = f", {needed_bytes} needed" if needed_bytes else ""
+        super().__init__(f"disk full: {free_bytes} bytes free at {path}{need}")
+        self.free_bytes = free_bytes
+        self.needed_bytes = needed_bytes
+        self.path = path
+
+
+class BlobUnavailable(BlobcaskError):
+    """A record names this digest, but good bytes are not here."""
+
+    def __init__(self, digest: str, reason: str) -> None:
+        super().__init__(f"blob {digest}: {reason}")
+        self.digest = digest
+        self.reason = reason
+
+
+class BlobMissing(BlobUnavailable):
+    pass
+
+
+class BlobDamaged(BlobUnavailable):
+    pass
+
+
+class CatalogError(BlobcaskError):
+    """The catalog cannot serve; nothing of the request was done unless said otherwise."""
+
+
+class CatalogFailed(CatalogError):
+    """A sync of the journal failed, so what is on the disk is unknown (fsyncgate).
+
+    Every process stops writing until the catalog is reopened; the write that met it may
+    or may not be there afterwards.
+    """
+
+
+class CatalogClosed(CatalogError):
+    def __init__(self) -> None:
+        super().__init__("the catalog is closed")
+
+
+class WrongProcess(CatalogError):
+    """A catalog was used across fork; open one in each process."""
+
+    def __init__(self) -> None:
+        super().__init__("opened in another process: open the store after fork")
+
+
+class StoreBusy(CatalogError):
+    """Work that needs ROOT alone met other processes that have it open."""
+
+    def __init__(self, path: Path, wanted: str) -> None:
+        super().__init__(f"{path} is open in other processes; stop them to {wanted}")
+        self.path = path
+        self.wanted = wanted
+
+
+class UnsuitableRoot(CatalogError):
+    """This ROOT cannot be used here: network filesystem, PID namespace, newer format."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class Damaged(CatalogError):
+    """Bytes on the disk are not what was written."""
+
+
+class JournalDamaged(Damaged):
+    """A frame is bad although it was acknowledged; nothing is truncated (invariant 5)."""
+
+    def __init__(self, path: Path, offset: int, reason: str) -> None:
+        super().__init__(f"{path} at byte {offset}: {reason}")
+        self.path = path
+        self.offset = offset
+        self.reason = reason
+
+
+class IndexDamaged(Damaged):
+    """The LMDB index cannot be read; it is rebuilt from the journal at the next opening."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"index damaged: {reason}; reopen the store to rebuild it")
+        self.reason = reason
