@@ -1,0 +1,218 @@
+"""The schema page: every record type, its table, keys, indexes and digest fields.
+
+Records are immutable values. In the journal and the index a record is a msgpack array of
+its fields in the order written here, so fields may be appended (with a default) and never
+moved or removed. Times end in `_at` and are microseconds since 1970 UTC; sizes are bytes.
+
+A `Schema` declares what the catalog must keep true of a type:
+
+    key       the fields of the primary key
+    unique    name -> fields whose values no two records share
+    indexes   name -> fields by which records are listed in order; a record whose first
+              field there is None is left out, so that such an index holds only what is due
+    digests   fields that hold a digest: each one counts as a reference to that blob
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, final
+
+import msgspec
+
+from cas.digest import Digest
+
+
+@final
+class Schema(msgspec.Struct, frozen=True):
+    """What the catalog keeps true of one record type; `number` names its table on disk."""
+
+    table: str
+    number: int
+    key: tuple[str, ...]
+    unique: Mapping[str, tuple[str, ...]] = {}
+    indexes: Mapping[str, tuple[str, ...]] = {}
+    digests: tuple[str, ...] = ()
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True):
+    """A value of one table."""
+
+    schema: ClassVar[Schema]
+
+    def primary_key(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, field) for field in self.schema.key)
+
+
+LIVE = "live"  # refcount > 0
+CONDEMNED = "condemned"  # refcount 0 since condemned_at; bytes are kept for the grace
+DELETING = "deleting"  # bytes are being removed; nobody may count on them
+
+
+@final
+class Blob(Record, frozen=True, array_like=True):
+    """Bytes under a digest. `refcount` is kept by the catalog, never by a caller."""
+
+    digest: Digest
+    size_bytes: int
+    blake3: bytes  # 32 raw bytes: the fast digest that the scrub compares
+    inode: int  # of the object as it was written or last verified
+    stored_at: int
+    verified_at: int  # when the bytes were last known to match the digest
+    state: str = LIVE
+    refcount: int = 0
+    condemned_at: int | None = None
+    deleting_at: int | None = None
+    missing_at: int | None = None  # since when good bytes are known to be nowhere
+    local: bool = True  # the bytes are in objects/
+
+    schema: ClassVar[Schema] = Schema(
+        "blobs",
+        1,
+        key=("digest",),
+        indexes={
+            "condemned": ("condemned_at", "digest"),
+            "deleting": ("deleting_at", "digest"),
+            "missing": ("missing_at", "digest"),
+            "verified": ("verified_at", "digest"),
+        },
+    )
+
+
+@final
+class StoredFile(Record, frozen=True, array_like=True):
+    """A tenant's named record of a blob (`stored_files` of the requirements).
+
+    `s3_bucket` and `s3_key` of the requirements are not stored: where the bytes are is the
+    blob's matter and is told at the edges.
+    """
+
+    file_id: str
+    tenant_id: str
+    workflow_run_id: str
+    storage_ref: str
+    name: str
+    original_filename: str | None
+    content_type: str
+    size_bytes: int
+    checksum_sha256: Digest
+    retention_policy: str
+    expires_at: int | None  # None: for ever
+    created_at: int
+    created_by: str
+    hold: bool = False
+
+    schema: ClassVar[Schema] = Schema(
+        "stored_files",
+        2,
+        key=("file_id",),
+        unique={"storage_ref": ("storage_ref",)},
+        indexes={
+            "tenant": ("tenant_id", "file_id"),
+            "run": ("tenant_id", "workflow_run_id", "file_id"),
+            "name": ("tenant_id", "name", "file_id"),
+            "content": ("tenant_id", "size_bytes", "checksum_sha256", "file_id"),
+            "expiry": ("expires_at", "file_id"),
+        },
+        digests=("checksum_sha256",),
+    )
+
+
+PENDING = "pending"
+COMPLETED = "completed"
+CANCELLED = "cancelled"
+EXPIRED = "expired"
+
+
+@final
+class PendingUpload(Record, frozen=True, array_like=True):
+    """A request for files from a person (`pending_uploads` of the requirements)."""
+
+    upload_id: str
+    upload_token: str
+    tenant_id: str
+    workflow_run_id: str
+    event_name: str
+    name: str
+    allowed_types: list[str]  # extensions such as "pdf"; empty: any
+    max_size_bytes: int  # per file; 0: no limit
+    max_files: int
+    prompt: str
+    status: str
+    retention_policy: str
+    callback_url: str | None
+    redirect_url: str | None
+    created_at: int
+    created_by: str
+    expires_at: int
+    completed_at: int | None = None
+    open_until: int | None = None  # expires_at while pending: what the sweeper walks
+
+    schema: ClassVar[Schema] = Schema(
+        "pending_uploads",
+        3,
+        key=("upload_id",),
+        unique={"upload_token": ("upload_token",)},
+        indexes={
+            "tenant": ("tenant_id", "upload_id"),
+            "status": ("tenant_id", "status", "upload_id"),
+            "expiry": ("open_until", "upload_id"),
+        },
+    )
+
+
+@final
+class UploadFile(Record, frozen=True, array_like=True):
+    """A filled slot (`upload_files`). Completing turns its digest into its `file_id`."""
+
+    upload_id: str
+    file_index: int
+    filename: str
+    content_type: str
+    size_bytes: int
+    checksum_sha256: Digest | None  # None once completed or dropped
+    stored_at: int
+    file_id: str | None = None
+
+    schema: ClassVar[Schema] = Schema(
+        "upload_files",
+        4,
+        key=("upload_id", "file_index"),
+        digests=("checksum_sha256",),
+    )
+
+
+@final
+class Event(Record, frozen=True, array_like=True):
+    """Something that happened, committed with the change it speaks of (invariant 6)."""
+
+    event_id: str
+    tenant_id: str
+    event_name: str
+    correlation_key: str | None
+    payload: bytes  # JSON
+    created_at: int
+    expires_at: int | None = None
+
+    schema: ClassVar[Schema] = Schema(
+        "events",
+        5,
+        key=("event_id",),
+        indexes={
+            "name": ("tenant_id", "event_name", "event_id"),
+            "expiry": ("expires_at", "event_id"),
+        },
+    )
+
+
+@final
+class Mark(Record, frozen=True, array_like=True):
+    """A named position that must survive a restart, such as where the scrub stopped."""
+
+    name: str
+    value: str
+
+    schema: ClassVar[Schema] = Schema("marks", 6, key=("name",))
+
+
+RECORDS: tuple[type[Record], ...] = (Blob, StoredFile, PendingUpload, UploadFile, Event, Mark)
