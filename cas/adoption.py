@@ -1,0 +1,242 @@
+"""Adoption: how bytes on disk become a blob record that files may name.
+
+Bytes come first, the record after (invariant 1), and between the two anything may happen:
+another writer with the same bytes, a collector, a crash. So the transaction that creates,
+heals or revives a blob record looks at the object once more (inode and size as written),
+and when it is gone or another one, the writer brings its bytes again.
+
+A writer meets one of these:
+
+    no record            its copy is placed, over whatever orphan has the name
+    trusted record       its copy is thrown away after the same durable steps, so that time
+                         tells no tenant of another (invariant 9); the tenant that has a
+                         file of these bytes is spared the work
+    record not trusted   its copy is placed over the object: re-upload heals. Not trusted
+                         means long unverified, known missing, or another size or inode
+    `deleting`           it finishes that removal, then begins again (invariant 2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, final
+
+import msgspec
+
+from cas.blobs import BlobFiles, Measured, Meeting, Placed, Staged
+from cas.catalog import Catalog, Snapshot, Transaction
+from cas.digest import Digest
+from cas.errors import BlobcaskError, BlobDeleting, Conflict
+from cas.garbage import Collector
+from cas.records import CONDEMNED, DELETING, Blob, StoredFile
+
+T = TypeVar("T")
+
+# Each attempt is lost only to another writer or collector that made progress meanwhile.
+_ATTEMPTS_MAX = 50
+
+
+class Moved(BlobcaskError):
+    """Inside a transaction: the object is not the one this writer placed or saw."""
+
+
+@final
+class Adopted(msgspec.Struct, frozen=True):
+    """Bytes that are ready to be named: what they are, and where the own copy was placed."""
+
+    measured: Measured
+    placed: Placed | None  # None: the object of the trusted record serves
+
+
+@final
+class Adoption:
+    """Brings bytes and the catalog together. Safe for threads and processes."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        blobs: BlobFiles,
+        collector: Collector,
+        *,
+        trust_verified_for_us: int,
+        now_us: Callable[[Snapshot], int],
+    ) -> None:
+        self._catalog = catalog
+        self._blobs = blobs
+        self._collector = collector
+        self._trust_us = trust_verified_for_us
+        self._now_us = now_us
+
+    def meeting(self, snapshot: Snapshot, tenant_id: str, measured: Measured) -> Meeting:
+        """What a tenant's own copy of these bytes is good for."""
+        blob = snapshot.get(Blob, measured.digest)
+        if blob is None or not self._trusted(blob, self._now_us(snapshot)):
+            return Meeting.PLACE
+        if held_by(snapshot, tenant_id, measured.size_bytes, measured.digest):
+            return Meeting.LEAVE
+        return Meeting.REHEARSE
+
+    def commit(
+        self,
+        staged: Staged,
+        tenant_id: str,
+        change: Callable[[Transaction], T],
+        *,
+        actor: str,
+        request_id: str,
+    ) -> T:
+        """Make staged bytes durable and run `change`, which names them; durable on return.
+
+        Raises what `change` raises; an object that nothing names then is removed again.
+        """
+        for _ in range(_ATTEMPTS_MAX):
+            with self._catalog.read() as snapshot:
+                meeting = self.meeting(snapshot, tenant_id, staged.measured)
+            placed: Placed | None = None
+            if meeting is Meeting.PLACE:
+                placed = self._blobs.place(staged)
+            elif meeting is Meeting.REHEARSE:
+                self._blobs.rehearse(staged)
+            try:
+                return self._write(
+                    Adopted(staged.measured, placed), change, actor=actor, request_id=request_id
+                )
+            except Moved:
+                continue
+            except BlobDeleting:
+                self._collector.finish(staged.digest)
+            except BaseException:
+                if placed is not None:
+                    self.discard(staged.digest, placed)
+                raise
+        raise Conflict(f"blob {staged.digest.hex()} was replaced {_ATTEMPTS_MAX} times")
+
+    def commit_known(
+        self,
+        measured: Measured,
+        change: Callable[[Transaction], T],
+        *,
+        actor: str,
+        request_id: str,
+    ) -> T:
+        """Run `change` over bytes that the store has; raises Moved when it has them no more."""
+        try:
+            return self._write(Adopted(measured, None), change, actor=actor, request_id=request_id)
+        except BlobDeleting:
+            raise Moved from None
+
+    def _write(
+        self, adopted: Adopted, change: Callable[[Transaction], T], *, actor: str, request_id: str
+    ) -> T:
+        """The transaction, again where another writer's copy of the same bytes came between."""
+        for _ in range(_ATTEMPTS_MAX):
+
+            def adopt_and_change(
+                txn: Transaction, adopted: Adopted = adopted
+            ) -> tuple[Placed | None, T | None]:
+                found = self.adopt(txn, adopted)
+                return found, (None if found is not None else change(txn))
+
+            found, result = self._catalog.write(
+                adopt_and_change, actor=actor, request_id=request_id
+            )
+            if found is None:
+                return result  # type: ignore[return-value]  # T itself may be None
+            # Since this writer placed its copy, only copies that were verified like its own
+            # can have come there; but whose they are may not have synced them yet.
+            existing = self._blobs.sync_existing(adopted.measured.digest)
+            if existing is None or existing.size_bytes != adopted.measured.size_bytes:
+                raise Moved
+            adopted = Adopted(adopted.measured, existing)
+        raise Moved
+
+    def adopt(self, txn: Transaction, adopted: Adopted) -> Placed | None:
+        """Inside a transaction: give the bytes a record, heal it or leave it as it is.
+
+        Returns None when files may name them now; else the object that stands there in the
+        place of the own copy, to be synced before it is adopted. Raises Moved when there is
+        nothing to adopt, BlobDeleting while the bytes are being removed.
+        """
+        measured, placed = adopted.measured, adopted.placed
+        blob = txn.get(Blob, measured.digest)
+        if blob is not None and blob.state == DELETING:
+            raise BlobDeleting(measured.digest.hex())
+        seen = self._blobs.stat(measured.digest)
+        if placed is None:
+            if blob is None or blob.missing_at is not None or seen != _object_of(blob):
+                raise Moved
+            return None
+        if seen is None:
+            raise Moved
+        if seen != placed:
+            if blob is not None and blob.missing_at is None and seen == _object_of(blob):
+                return None  # the other copy was adopted already
+            return seen
+        if blob is None:
+            # Condemned until something names it, so that one which nothing names is collected.
+            txn.insert(
+                Blob(
+                    measured.digest,
+                    measured.size_bytes,
+                    measured.blake3,
+                    placed.inode,
+                    txn.now_us,
+                    txn.now_us,
+                    state=CONDEMNED,
+                    condemned_at=txn.now_us,
+                )
+            )
+        else:
+            txn.replace(
+                msgspec.structs.replace(
+                    blob,
+                    inode=placed.inode,
+                    size_bytes=placed.size_bytes,
+                    blake3=measured.blake3,
+                    verified_at=txn.now_us,
+                    missing_at=None,
+                    local=True,
+                )
+            )
+        return None
+
+    def discard(self, digest: Digest, placed: Placed) -> None:
+        """Remove the object that this writer placed, if nothing came to name it.
+
+        In a transaction without ops: it needs no journal, hence no space, and the writer
+        lock keeps adopters away. One that counted on the object finds it gone and comes
+        again with its own bytes.
+        """
+
+        def unlink(txn: Transaction) -> None:
+            if txn.get(Blob, digest) is None and self._blobs.stat(digest) == placed:
+                self._blobs.remove(digest)
+
+        try:
+            self._catalog.write(unlink)
+        except (BlobcaskError, OSError):
+            # The first error is the one to tell; scrub removes an orphan after the grace.
+            return
+
+    def trusts(self, snapshot: Snapshot, digest: Digest) -> bool:
+        """Whether the store has these bytes and need not see them again."""
+        blob = snapshot.get(Blob, digest)
+        return blob is not None and self._trusted(blob, self._now_us(snapshot))
+
+    def _trusted(self, blob: Blob, now_us: int) -> bool:
+        return (
+            blob.state != DELETING
+            and blob.missing_at is None
+            and blob.local
+            and now_us - blob.verified_at <= self._trust_us
+            and self._blobs.stat(blob.digest) == _object_of(blob)
+        )
+
+
+def _object_of(blob: Blob) -> Placed:
+    return Placed(blob.inode, blob.size_bytes)
+
+
+def held_by(snapshot: Snapshot, tenant_id: str, size_bytes: int, digest: Digest) -> bool:
+    """Whether the tenant itself has a file of these bytes (and so may know it)."""
+    return bool(snapshot.range(StoredFile, "content", (tenant_id, size_bytes, digest), limit=1))

@@ -1,0 +1,436 @@
+"""Files: a tenant's named records of blobs.
+
+`Files` is the tenant's view: it holds the tenant's identifier, and every query it makes
+begins with it, so that another tenant's file is as absent as an unknown one (invariant 9).
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar, final
+
+import msgspec
+
+from cas.adoption import Adopted, Adoption, Moved, held_by
+from cas.blobs import BlobFiles, Measured, Seekable, Source
+from cas.catalog import Catalog, Snapshot, Transaction
+from cas.digest import Digest
+from cas.errors import (
+    BlobDeleting,
+    DigestMismatch,
+    Held,
+    NotFound,
+    SizeMismatch,
+    StoreFull,
+    TooLarge,
+)
+from cas.identifiers import new_id
+from cas.records import StoredFile
+from cas.references import DIRECT_RUN, Reference, check_name, check_segment, extension_of
+from cas.retention import Retention, longer
+
+T = TypeVar("T")
+
+PAGE_MAX = 1000
+_BATCH_WRITE = 1000  # files of a batch that share one frame: about 1 MB of journal
+DEFAULT_CONTENT_TYPE = "application/octet-stream"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a listing; `next_cursor` asks for the next, None at the end."""
+
+    items: list[T]
+    next_cursor: str | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PutItem:
+    """One file of a batch; see `Files.put` for the fields."""
+
+    source: Source
+    name: str
+    filename: str | None = None
+    content_type: str | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How bytes are to be named once they are there; all parts are checked."""
+
+    tenant_id: str
+    run: str
+    name: str
+    filename: str | None
+    content_type: str
+    extension: str
+    retention: Retention
+    actor: str
+    scheme: str
+
+    def record(self, txn: Transaction, measured: Measured) -> StoredFile:
+        """Inside a transaction: the file record, new or found.
+
+        The same bytes in one tenant, run and extension are the same file: idempotent, with
+        the longer retention.
+        """
+        reference = str(
+            Reference(self.tenant_id, self.run, measured.digest, self.extension, scheme=self.scheme)
+        )
+        expires_at = self.retention.expires_at(txn.now_us)
+        found = txn.find(StoredFile, "storage_ref", reference)
+        if found is not None:
+            later = longer(found.expires_at, expires_at)
+            if later == found.expires_at:
+                return found
+            found = msgspec.structs.replace(
+                found, expires_at=later, retention_policy=self.retention.text
+            )
+            txn.replace(found)
+            return found
+        file = StoredFile(
+            file_id=new_id(txn.now_us),
+            tenant_id=self.tenant_id,
+            workflow_run_id=self.run,
+            storage_ref=reference,
+            name=self.name,
+            original_filename=self.filename,
+            content_type=self.content_type,
+            size_bytes=measured.size_bytes,
+            checksum_sha256=measured.digest,
+            retention_policy=self.retention.text,
+            expires_at=expires_at,
+            created_at=txn.now_us,
+            created_by=self.actor,
+        )
+        txn.insert(file)
+        return file
+
+
+@final
+class Files:
+    """The files of one tenant. Made by `Store.files`; safe for threads."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        blobs: BlobFiles,
+        adoption: Adoption,
+        *,
+        tenant_id: str,
+        actor: str,
+        request_id: str,
+        scheme: str,
+        default_retention: Retention,
+        limit_bytes: int,
+        min_free_bytes: int,
+        now_us: Callable[[Snapshot], int],
+    ) -> None:
+        self._catalog = catalog
+        self._blobs = blobs
+        self._adoption = adoption
+        self._tenant_id = check_segment(tenant_id, "tenant")
+        self._actor = actor
+        self._request_id = request_id
+        self._scheme = scheme
+        self._default_retention = default_retention
+        self._limit_bytes = limit_bytes
+        self._min_free_bytes = min_free_bytes
+        self._now_us = now_us
+
+    # --- storing
+
+    def put(
+        self,
+        source: Source,
+        *,
+        name: str,
+        run: str = DIRECT_RUN,
+        filename: str | None = None,
+        content_type: str | None = None,
+        retention: Retention | None = None,
+        promised_size: int | None = None,
+        promised_digest: Digest | None = None,
+        limit_bytes: int = 0,
+    ) -> StoredFile:
+        """Store a source to its end; bytes and record are durable on return (invariant 4).
+
+        The same bytes again (in this run, with this extension) are the same file. A path or
+        seekable stream of a length that the tenant has files of is hashed first, and not
+        written when the tenant holds it. `limit_bytes` 0 leaves the store's own limit.
+
+        Raises InvalidName, TooLarge, SizeMismatch, DigestMismatch, StoreFull, CatalogFailed,
+        and whatever reading the source raises; nothing is kept then.
+        """
+        naming = self._naming(name, run, filename, content_type, retention)
+        limit = min(filter(None, (limit_bytes, self._limit_bytes)), default=0)
+        reserve_space(self._blobs, promised_size or 0, self._min_free_bytes)
+        known = self._already_held(source, promised_size, promised_digest, limit)
+        if known is not None:
+            measured = known
+            try:
+                return self._adoption.commit_known(
+                    measured,
+                    lambda txn: naming.record(txn, measured),
+                    actor=self._actor,
+                    request_id=self._request_id,
+                )
+            except Moved:
+                pass  # collected or replaced meanwhile: the source brings the bytes again
+        with self._blobs.stage(
+            source,
+            promised_size=promised_size,
+            promised_digest=promised_digest,
+            limit_bytes=limit,
+            sync=False,
+        ) as staged:
+            measured = staged.measured
+            return self._adoption.commit(
+                staged,
+                self._tenant_id,
+                lambda txn: naming.record(txn, measured),
+                actor=self._actor,
+                request_id=self._request_id,
+            )
+
+    def _already_held(
+        self,
+        source: Source,
+        promised_size: int | None,
+        promised_digest: Digest | None,
+        limit_bytes: int,
+    ) -> Measured | None:
+        """What a seekable source holds, when this tenant has a file of the same bytes.
+
+        Only a length that the tenant has already is worth the reading; this asks nothing
+        of other tenants (invariant 9).
+        """
+        size_bytes = _length(source)
+        if size_bytes is None:
+            return None
+        with self._catalog.read() as snapshot:
+            if not snapshot.range(StoredFile, "content", (self._tenant_id, size_bytes), limit=1):
+                return None
+        if limit_bytes and size_bytes > limit_bytes:
+            raise TooLarge(limit_bytes)
+        if promised_size is not None and promised_size != size_bytes:
+            raise SizeMismatch(promised_size, size_bytes)
+        measured = self._blobs.measure(_seekable(source))
+        if promised_digest is not None and promised_digest != measured.digest:
+            raise DigestMismatch(promised_digest.hex(), measured.digest.hex())
+        with self._catalog.read() as snapshot:
+            held = held_by(snapshot, self._tenant_id, measured.size_bytes, measured.digest)
+            trusted = held and self._adoption.trusts(snapshot, measured.digest)
+        return measured if trusted else None
+
+    def put_many(
+        self,
+        items: Iterable[PutItem],
+        *,
+        run: str = DIRECT_RUN,
+        retention: Retention | None = None,
+    ) -> list[StoredFile]:
+        """Store many files with one durability barrier; all are durable on return.
+
+        Sources are bytes, paths or seekable streams: one that meets another writer at the
+        same bytes is read again. Records come in the order of the items. An error raises at
+        once; files of earlier items may then be stored or not. Raises what `put` raises.
+        """
+        prepared: list[tuple[PutItem, Naming, Adopted]] = []
+        reserve_space(self._blobs, 0, self._min_free_bytes)
+        with self._blobs.batch() as batch:
+            for some in _chunks(items, _BATCH_WRITE):
+                with self._catalog.read() as snapshot:
+                    for item in some:
+                        naming = self._naming(
+                            item.name, run, item.filename, item.content_type, retention
+                        )
+                        measured, placed = batch.store(
+                            item.source,
+                            lambda m: self._adoption.meeting(snapshot, self._tenant_id, m),
+                            limit_bytes=self._limit_bytes,
+                        )
+                        prepared.append((item, naming, Adopted(measured, placed)))
+            batch.sync()
+            files: list[StoredFile] = []
+            for chunk in _chunks(prepared, _BATCH_WRITE):
+                files += self._name_chunk(chunk, run, retention)
+        return files
+
+    def _name_chunk(
+        self, chunk: list[tuple[PutItem, Naming, Adopted]], run: str, retention: Retention | None
+    ) -> list[StoredFile]:
+        def name_all(txn: Transaction) -> list[StoredFile | None]:
+            made: list[StoredFile | None] = []
+            for _, naming, adopted in chunk:
+                try:
+                    ready = self._adoption.adopt(txn, adopted) is None
+                except (Moved, BlobDeleting):
+                    ready = False
+                made.append(naming.record(txn, adopted.measured) if ready else None)
+            return made
+
+        made = self._catalog.write(name_all, actor=self._actor, request_id=self._request_id)
+        return [
+            file
+            if file is not None
+            # Somebody else was at these bytes in between: alone, with all the care of `put`.
+            else self.put(
+                _again(item.source),
+                name=item.name,
+                run=run,
+                filename=item.filename,
+                content_type=item.content_type,
+                retention=retention,
+            )
+            for file, (item, _, _) in zip(made, chunk, strict=True)
+        ]
+
+    def _naming(
+        self,
+        name: str,
+        run: str,
+        filename: str | None,
+        content_type: str | None,
+        retention: Retention | None,
+    ) -> Naming:
+        return Naming(
+            self._tenant_id,
+            check_segment(run, "run"),
+            check_name(name),
+            None if filename is None else check_name(filename),
+            content_type or DEFAULT_CONTENT_TYPE,
+            extension_of(filename, content_type),
+            retention or self._default_retention,
+            self._actor,
+            self._scheme,
+        )
+
+    # --- what is stored
+
+    def stat(self, reference: Reference) -> StoredFile:
+        """The record; raises NotFound for the unknown, the expired and the foreign alike."""
+        with self._catalog.read() as snapshot:
+            return self._own(snapshot, reference, self._now_us(snapshot))
+
+    def open(self, reference: Reference) -> tuple[StoredFile, int]:
+        """The record and a read-only descriptor of the bytes, the caller's to close.
+
+        Raises NotFound, BlobMissing.
+        """
+        file = self.stat(reference)
+        return file, self._blobs.open(file.checksum_sha256)
+
+    def list(
+        self,
+        *,
+        run: str | None = None,
+        name: str | None = None,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> Page[StoredFile]:
+        """A page of files, newest first; costs what the page holds, however much is stored."""
+        limit = max(1, min(limit, PAGE_MAX))
+        index = "tenant" if run is None and name is None else "name" if run is None else "run"
+        named = name if run is None else run
+        prefix = (self._tenant_id,) if named is None else (self._tenant_id, named)
+        before = () if cursor is None else (cursor,)
+        with self._catalog.read() as snapshot:
+            now_us = self._now_us(snapshot)
+            found = snapshot.range(
+                StoredFile, index, prefix, before=before, limit=limit + 1, reverse=True
+            )
+        more = len(found) > limit
+        found = found[:limit]
+        shown = [
+            file
+            for file in found
+            if not _expired(file, now_us) and (name is None or file.name == name)
+        ]
+        return Page(shown, found[-1].file_id if more else None)
+
+    # --- changing
+
+    def delete(self, reference: Reference) -> None:
+        """Forget the file; its bytes go when nothing names them and the grace is over.
+
+        Raises NotFound, Held.
+        """
+
+        def forget(txn: Transaction) -> None:
+            file = self._own(txn, reference, now_us=0)
+            if file.hold:
+                raise Held(file.storage_ref)
+            txn.delete(file)
+
+        self._catalog.write(forget, actor=self._actor, request_id=self._request_id)
+
+    def hold(self, reference: Reference, on: bool) -> StoredFile:
+        """Set or lift the legal hold: while it is on, nothing deletes the file."""
+
+        def change(txn: Transaction) -> StoredFile:
+            file = msgspec.structs.replace(self._own(txn, reference, now_us=0), hold=on)
+            txn.replace(file)
+            return file
+
+        return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
+
+    def _own(self, snapshot: Snapshot, reference: Reference, now_us: int) -> StoredFile:
+        file = snapshot.find(StoredFile, "storage_ref", str(reference))
+        if file is None or file.tenant_id != self._tenant_id or _expired(file, now_us):
+            raise NotFound("file", str(reference))
+        return file
+
+
+def _expired(file: StoredFile, now_us: int) -> bool:
+    return file.expires_at is not None and file.expires_at <= now_us and not file.hold
+
+
+def reserve_space(blobs: BlobFiles, needed_bytes: int, min_free_bytes: int) -> None:
+    """Raise StoreFull where the bytes would take the free space below the watermark."""
+    free = blobs.free_bytes()
+    if free - needed_bytes < min_free_bytes:
+        raise StoreFull(free, needed_bytes, blobs.root)
+
+
+def _length(source: Source) -> int | None:
+    """How many bytes a source that can be read twice holds; None for streams."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return memoryview(source).nbytes
+    if isinstance(source, Path):
+        return source.stat().st_size if source.is_file() else None
+    if isinstance(source, io.IOBase) and source.seekable():
+        position = source.tell()
+        try:
+            return source.seek(0, os.SEEK_END) - position
+        finally:
+            source.seek(position)
+    return None
+
+
+def _seekable(source: Source) -> Path | Seekable:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return io.BytesIO(source)
+    assert isinstance(source, Path | io.IOBase)
+    return source
+
+
+def _again(source: Source) -> Source:
+    """The source, to be read a second time from where it began."""
+    if isinstance(source, io.IOBase):
+        source.seek(0)
+    return source
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterable[list[T]]:
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk

@@ -1,0 +1,228 @@
+"""The store: one ROOT, opened by this process. Where all parts of `cas` are wired."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Self, final
+
+from cas.adoption import Adoption
+from cas.blobs import BlobFiles
+from cas.catalog import Snapshot, Transaction
+from cas.catalog.local import CatalogSettings, LocalCatalog
+from cas.clock import DAY_US, HOUR_US, Clock, SystemClock, advance, believable
+from cas.config import Settings
+from cas.digest import Digest
+from cas.durable import DISK, Disk
+from cas.errors import NotFound, UnsuitableRoot
+from cas.files import Files
+from cas.garbage import Collector
+from cas.records import Mark, PendingUpload, StoredFile
+from cas.retention import parse_retention
+from cas.uploads import Policy, UploadLink, Uploads, as_of
+
+FORMAT_VERSION = 1
+STORE_ID = "store_id"  # the mark that names this store for ever
+
+
+@final
+class Store:
+    """Everything of one ROOT. Open it after fork, once per process; threads share it."""
+
+    def __init__(
+        self, root: Path, settings: Settings, clock: Clock, disk: Disk, catalog: LocalCatalog
+    ) -> None:
+        self.root = root
+        self.settings = settings
+        self.clock = clock
+        self.disk = disk
+        self.catalog = catalog
+        self.blobs = BlobFiles(root, disk)
+        self.collector = Collector(root, catalog, self.blobs, settings.store.grace)
+        self.adoption = Adoption(
+            catalog,
+            self.blobs,
+            self.collector,
+            trust_verified_for_us=settings.store.trust_verified_for,
+            now_us=self.now_us,
+        )
+        self._policy = Policy(
+            parse_retention(f"days:{settings.uploads.default_retention_days}"),
+            settings.uploads.default_expiry_hours * HOUR_US,
+            settings.uploads.max_file_size_mb << 20,
+            settings.store.min_free,
+            settings.references.scheme,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        settings: Settings | None = None,
+        *,
+        clock: Clock | None = None,
+        disk: Disk = DISK,
+    ) -> Store:
+        """Open the store at `root`, making it when the folder is absent or empty.
+
+        Raises UnsuitableRoot (a newer format, a network filesystem, a folder that holds
+        something else), StoreBusy, JournalDamaged.
+        """
+        settings = settings or Settings()
+        clock = clock or SystemClock()
+        root = root.absolute()
+        _check_version(root, disk)
+        BlobFiles(root, disk).create()
+        catalog = LocalCatalog(
+            root,
+            CatalogSettings(
+                checkpoint_bytes=settings.catalog.checkpoint_every,
+                journal_keep_us=settings.catalog.journal_keep,
+                clock_gap_us_max=settings.sweeper.max_clock_gap,
+                min_free_bytes=settings.store.min_free,
+            ),
+            clock=clock,
+            disk=disk,
+        )
+        store = cls(root, settings, clock, disk, catalog)
+        try:
+            store.store_id()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def store_id(self) -> str:
+        """The identifier this store got when it was made."""
+
+        def name_it(txn: Transaction) -> str:
+            mark = txn.get(Mark, STORE_ID)
+            if mark is None:
+                mark = Mark(STORE_ID, str(uuid.uuid4()))
+                txn.insert(mark)
+            return mark.value
+
+        with self.catalog.read() as snapshot:
+            mark = snapshot.get(Mark, STORE_ID)
+        return mark.value if mark else self.catalog.write(name_it, actor="store")
+
+    # --- views: every query of a request goes through one of these (invariant 9)
+
+    def files(self, tenant_id: str, actor: str, request_id: str = "") -> Files:
+        """The files of one tenant; raises InvalidName for an impossible tenant."""
+        return Files(
+            self.catalog,
+            self.blobs,
+            self.adoption,
+            tenant_id=tenant_id,
+            actor=actor,
+            request_id=request_id,
+            scheme=self._policy.scheme,
+            default_retention=self._policy.default_retention,
+            limit_bytes=self._policy.limit_bytes,
+            min_free_bytes=self._policy.min_free_bytes,
+            now_us=self.now_us,
+        )
+
+    def uploads(self, tenant_id: str, actor: str, request_id: str = "") -> Uploads:
+        """The uploads of one tenant; raises InvalidName for an impossible tenant."""
+        return Uploads(
+            self.catalog,
+            self._link,
+            self._policy,
+            tenant_id=tenant_id,
+            actor=actor,
+            request_id=request_id,
+            now_us=self.now_us,
+        )
+
+    def upload_link(self, token: str, request_id: str = "") -> UploadLink:
+        """What an upload token opens; raises NotFound."""
+        with self.catalog.read() as snapshot:
+            upload = snapshot.find(PendingUpload, "upload_token", token)
+            if upload is None:
+                raise NotFound("upload", token)
+            upload = as_of(upload, self.now_us(snapshot))
+        return self._link(upload, request_id)
+
+    def file_by_id(self, file_id: str) -> StoredFile:
+        """The file of a signed URL, whose signature is the right; raises NotFound."""
+        with self.catalog.read() as snapshot:
+            file = snapshot.get(StoredFile, file_id)
+            now_us = self.now_us(snapshot)
+        if file is None or (
+            file.expires_at is not None and file.expires_at <= now_us and not file.hold
+        ):
+            raise NotFound("file", file_id)
+        return file
+
+    def open_blob(self, digest: Digest) -> int:
+        """A read-only descriptor of the bytes, the caller's to close; raises BlobMissing."""
+        return self.blobs.open(digest)
+
+    # --- time
+
+    def now_us(self, snapshot: Snapshot) -> int:
+        """Catalog time as this snapshot may see it: never before its last frame."""
+        return advance(self.clock, snapshot.position.at_us, self.settings.sweeper.max_clock_gap)
+
+    def clock_trouble(self) -> str:
+        """Why nothing may be swept now (invariant 10), in words; "" when the clock is right."""
+        with self.catalog.read() as snapshot:
+            last_us = snapshot.position.at_us
+        now_us = self.clock.now_us()
+        gap_us = self.settings.sweeper.max_clock_gap
+        if now_us < last_us:
+            return f"the clock is {(last_us - now_us) // 1_000_000} s behind the last write"
+        if believable(now_us, last_us, gap_us, synchronised=False) or self.clock.synchronised():
+            return ""
+        return (
+            f"the clock is {(now_us - last_us) // DAY_US} days ahead of the last write and "
+            "not synchronised"
+        )
+
+    def close(self) -> None:
+        """Decide what waits and let go of ROOT. Closing twice is fine."""
+        self.catalog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _link(self, upload: PendingUpload, request_id: str) -> UploadLink:
+        return UploadLink(
+            self.catalog,
+            self.blobs,
+            self.adoption,
+            self._policy,
+            upload,
+            request_id=request_id,
+        )
+
+
+def _check_version(root: Path, disk: Disk) -> None:
+    """Refuse what is not ours or newer than we are; write VERSION into a new ROOT."""
+    version_path = root / "VERSION"
+    try:
+        text = version_path.read_text().strip()
+    except FileNotFoundError:
+        root.mkdir(parents=True, exist_ok=True)
+        # `keys` may come first: they are made before the first store is opened.
+        ours = {"keys", "objects", "partial", "quarantine", "lost+found"}
+        foreign = [entry.name for entry in root.iterdir() if entry.name not in ours]
+        if foreign:
+            raise UnsuitableRoot(root, f"no store, and not empty: {min(foreign)}") from None
+        disk.write_file(version_path, f"{FORMAT_VERSION}\n".encode())
+        return
+    if not text.isdigit() or int(text) > FORMAT_VERSION:
+        raise UnsuitableRoot(
+            root, f"its format is {text!r}; this version reads up to {FORMAT_VERSION}"
+        )

@@ -1,0 +1,481 @@
+"""Uploads: a request for files from a person, its slots, and how it ends.
+
+    pending → completed | cancelled | expired
+
+`Uploads` is a tenant's view (request, list, cancel). `UploadLink` is what the token opens:
+the token is the right, and it opens its own upload and nothing else (invariant 9). A slot
+holds bytes that arrived; completing judges them by content and makes them files.
+"""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from cas.adoption import Adoption
+from cas.blobs import BlobFiles, Measured, Source
+from cas.catalog import Catalog, Snapshot, Transaction
+from cas.clock import SECOND_US, rfc3339
+from cas.content import Content, look_at
+from cas.digest import Digest
+from cas.errors import FilesRefused, InvalidRequest, NotFound, RecordExists, UploadClosed
+from cas.events import append_event
+from cas.files import DEFAULT_CONTENT_TYPE, PAGE_MAX, Naming, Page, reserve_space
+from cas.identifiers import new_id
+from cas.records import (
+    CANCELLED,
+    COMPLETED,
+    EXPIRED,
+    PENDING,
+    PendingUpload,
+    StoredFile,
+    UploadFile,
+)
+from cas.references import DIRECT_RUN, check_name, check_segment, extension_of
+from cas.retention import Retention, parse_retention
+
+TOKEN_CHARS = 8  # 62^8 is 2.2e14: guessing is hopeless under a limit on guesses
+_TOKEN_ALPHABET = string.ascii_letters + string.digits
+
+FILES_MAX = 1000  # slots of one upload
+_PROMPT_CHARS_MAX = 4000
+_TYPES_MAX = 50
+_EXPIRES_IN_S_MAX = 366 * 24 * 3600
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class UploadRequest:
+    """What a tenant asks a person for. `max_size_bytes` 0 is no limit but the store's."""
+
+    name: str
+    allowed_types: list[str] = field(default_factory=list)  # extensions; empty: any
+    max_size_bytes: int = 0
+    max_files: int = 1
+    prompt: str = ""
+    retention: Retention | None = None
+    expires_in_s: int | None = None
+    callback_url: str | None = None
+    redirect_url: str | None = None
+    run: str = DIRECT_RUN
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A completed upload and its files, in the order of their slots."""
+
+    upload: PendingUpload
+    files: list[StoredFile]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the settings say about uploads."""
+
+    default_retention: Retention
+    default_expiry_us: int
+    limit_bytes: int  # 0: none
+    min_free_bytes: int
+    scheme: str
+
+
+@final
+class Uploads:
+    """The uploads of one tenant. Made by `Store.uploads`; safe for threads."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        open_link: Callable[[PendingUpload, str], UploadLink],
+        policy: Policy,
+        *,
+        tenant_id: str,
+        actor: str,
+        request_id: str,
+        now_us: Callable[[Snapshot], int],
+    ) -> None:
+        self._catalog = catalog
+        self._open_link = open_link
+        self._policy = policy
+        self._tenant_id = check_segment(tenant_id, "tenant")
+        self._actor = actor
+        self._request_id = request_id
+        self._now_us = now_us
+
+    def request(self, wanted: UploadRequest) -> PendingUpload:
+        """Record a request and make its token; durable on return.
+
+        Raises InvalidRequest, InvalidName with the field's value and the reason.
+        """
+        _check(wanted)
+        policy = self._policy
+        retention = wanted.retention or policy.default_retention
+        expiry_us = (
+            policy.default_expiry_us
+            if wanted.expires_in_s is None
+            else wanted.expires_in_s * SECOND_US
+        )
+
+        def insert(txn: Transaction) -> PendingUpload:
+            upload_id = new_id(txn.now_us)
+            upload = PendingUpload(
+                upload_id=upload_id,
+                upload_token="".join(secrets.choice(_TOKEN_ALPHABET) for _ in range(TOKEN_CHARS)),
+                tenant_id=self._tenant_id,
+                workflow_run_id=wanted.run,
+                event_name=f"upload_{upload_id}",
+                name=wanted.name,
+                allowed_types=[kind.lower().removeprefix(".") for kind in wanted.allowed_types],
+                max_size_bytes=wanted.max_size_bytes,
+                max_files=wanted.max_files,
+                prompt=wanted.prompt,
+                status=PENDING,
+                retention_policy=retention.text,
+                callback_url=wanted.callback_url,
+                redirect_url=wanted.redirect_url,
+                created_at=txn.now_us,
+                created_by=self._actor,
+                expires_at=txn.now_us + expiry_us,
+                open_until=txn.now_us + expiry_us,
+            )
+            txn.insert(upload)
+            return upload
+
+        while True:
+            try:
+                return self._catalog.write(insert, actor=self._actor, request_id=self._request_id)
+            except RecordExists:
+                continue  # the token is taken: once in 10^14 tries
+
+    def list(
+        self, *, status: str | None = None, cursor: str | None = None, limit: int = 100
+    ) -> Page[PendingUpload]:
+        """A page of uploads, newest first."""
+        limit = max(1, min(limit, PAGE_MAX))
+        index = "tenant" if status is None else "status"
+        prefix = (self._tenant_id,) if status is None else (self._tenant_id, status)
+        before = () if cursor is None else (cursor,)
+        with self._catalog.read() as snapshot:
+            now_us = self._now_us(snapshot)
+            found = snapshot.range(
+                PendingUpload, index, prefix, before=before, limit=limit + 1, reverse=True
+            )
+        more = len(found) > limit
+        shown = [as_of(upload, now_us) for upload in found[:limit]]
+        return Page(shown, shown[-1].upload_id if more else None)
+
+    def get(self, token: str) -> UploadLink:
+        """The upload behind a token, if it is the tenant's; raises NotFound."""
+        with self._catalog.read() as snapshot:
+            upload = snapshot.find(PendingUpload, "upload_token", token)
+        if upload is None or upload.tenant_id != self._tenant_id:
+            raise NotFound("upload", token)
+        return self._open_link(upload, self._request_id)
+
+    def cancel(self, token: str) -> PendingUpload:
+        """Close a pending upload and let go of its slots; raises NotFound, UploadClosed."""
+
+        def change(txn: Transaction) -> PendingUpload:
+            upload = txn.find(PendingUpload, "upload_token", token)
+            if upload is None or upload.tenant_id != self._tenant_id:
+                raise NotFound("upload", token)
+            upload = as_of(upload, txn.now_us)
+            if upload.status != PENDING:
+                raise UploadClosed(upload.status)
+            return close_upload(txn, upload, CANCELLED)
+
+        return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
+
+
+@final
+class UploadLink:
+    """One upload, opened by its token. Made by `Store.upload_link`; safe for threads."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        blobs: BlobFiles,
+        adoption: Adoption,
+        policy: Policy,
+        upload: PendingUpload,
+        *,
+        request_id: str,
+    ) -> None:
+        self._catalog = catalog
+        self._blobs = blobs
+        self._adoption = adoption
+        self._policy = policy
+        self._request_id = request_id
+        self._actor = f"upload:{upload.upload_id}"
+        self.upload = upload
+
+    @property
+    def size_limit_bytes(self) -> int:
+        """The longest file a slot takes; 0 is no limit."""
+        limits = (self.upload.max_size_bytes, self._policy.limit_bytes)
+        return min(filter(None, limits), default=0)
+
+    def slots(self) -> list[UploadFile]:
+        """The filled slots, in the order of their index."""
+        with self._catalog.read() as snapshot:
+            return slots_of(snapshot, self.upload)
+
+    def put(
+        self,
+        index: int,
+        source: Source,
+        *,
+        filename: str,
+        content_type: str | None = None,
+        promised_size: int | None = None,
+        promised_digest: Digest | None = None,
+    ) -> UploadFile:
+        """Fill slot `index` (0 … max_files-1), or replace what is in it; durable on return.
+
+        Raises UploadClosed, NotFound for a slot that is not there, InvalidName, TooLarge,
+        SizeMismatch, DigestMismatch, StoreFull; the slot is as before then.
+        """
+        check_name(filename)
+        self._check_slot(index)
+        if self.upload.status != PENDING:
+            raise UploadClosed(self.upload.status)
+        reserve_space(self._blobs, promised_size or 0, self._policy.min_free_bytes)
+        with self._blobs.stage(
+            source,
+            promised_size=promised_size,
+            promised_digest=promised_digest,
+            limit_bytes=self.size_limit_bytes,
+            sync=False,
+        ) as staged:
+            measured = staged.measured
+
+            def fill(txn: Transaction) -> UploadFile:
+                self._pending(txn)
+                slot = UploadFile(
+                    self.upload.upload_id,
+                    index,
+                    filename,
+                    content_type or DEFAULT_CONTENT_TYPE,
+                    measured.size_bytes,
+                    measured.digest,
+                    txn.now_us,
+                )
+                if txn.get(UploadFile, self.upload.upload_id, index) is None:
+                    txn.insert(slot)
+                else:
+                    txn.replace(slot)
+                return slot
+
+            return self._adoption.commit(
+                staged,
+                self.upload.tenant_id,
+                fill,
+                actor=self._actor,
+                request_id=self._request_id,
+            )
+
+    def empty(self, index: int) -> None:
+        """Take the file out of slot `index`; nothing happens to an empty one."""
+        self._check_slot(index)
+
+        def change(txn: Transaction) -> None:
+            self._pending(txn)
+            slot = txn.get(UploadFile, self.upload.upload_id, index)
+            if slot is not None:
+                txn.delete(slot)
+
+        self._catalog.write(change, actor=self._actor, request_id=self._request_id)
+
+    def complete(self) -> Completion:
+        """Judge all filled slots and make them files, with the event of it; durable on return.
+
+        The first to complete wins, and includes every slot that is filled at that moment.
+        Raises UploadClosed when it is no longer pending, FilesRefused with a reason for
+        each file that is not as asked; the upload stays pending then, so that the person
+        can mend it.
+        """
+        while True:
+            slots = self.slots()
+            if self.upload.status != PENDING:  # nothing to judge: how it ended is the answer
+                raise UploadClosed(self.upload.status)
+            contents = [self._look(slot) for slot in slots]
+            self._judge(slots, contents)
+
+            def finish(
+                txn: Transaction,
+                slots: list[UploadFile] = slots,
+                contents: list[Content] = contents,
+            ) -> Completion | None:
+                upload = self._pending(txn)
+                if slots_of(txn, upload) != slots:
+                    return None  # a slot changed while its content was judged
+                return self._finish(txn, upload, slots, contents)
+
+            done = self._catalog.write(finish, actor=self._actor, request_id=self._request_id)
+            if done is not None:
+                return done
+
+    def completion(self) -> Completion:
+        """What the upload was completed with; raises UploadClosed when it was not."""
+        with self._catalog.read() as snapshot:
+            upload = snapshot.get(PendingUpload, self.upload.upload_id) or self.upload
+            if upload.status != COMPLETED:
+                raise UploadClosed(upload.status)
+            files = [
+                file
+                for slot in slots_of(snapshot, upload)
+                if slot.file_id and (file := snapshot.get(StoredFile, slot.file_id))
+            ]
+        return Completion(upload, files)
+
+    def _finish(
+        self,
+        txn: Transaction,
+        upload: PendingUpload,
+        slots: list[UploadFile],
+        contents: list[Content],
+    ) -> Completion:
+        files: list[StoredFile] = []
+        for slot, content in zip(slots, contents, strict=True):
+            if slot.checksum_sha256 is None:
+                raise NotFound("slot", str(slot.file_index))
+            content_type = content.content_type or slot.content_type
+            naming = Naming(
+                upload.tenant_id,
+                upload.workflow_run_id,
+                upload.name,
+                slot.filename,
+                content_type,
+                extension_of(slot.filename, content_type),
+                parse_retention(upload.retention_policy),
+                self._actor,
+                self._policy.scheme,
+            )
+            file = naming.record(txn, Measured(slot.checksum_sha256, slot.size_bytes))
+            files.append(file)
+            # The file counts the bytes from here on: deleting it frees them.
+            txn.replace(msgspec.structs.replace(slot, checksum_sha256=None, file_id=file.file_id))
+        upload = msgspec.structs.replace(
+            upload, status=COMPLETED, completed_at=txn.now_us, open_until=None
+        )
+        txn.replace(upload)
+        append_event(txn, upload.tenant_id, upload.event_name, resume_payload(upload, files))
+        return Completion(upload, files)
+
+    def _judge(self, slots: list[UploadFile], contents: list[Content]) -> None:
+        if not slots:
+            raise FilesRefused([(0, "", "no file has been uploaded yet")])
+        allowed = self.upload.allowed_types
+        reasons: list[tuple[int, str, str]] = []
+        for slot, content in zip(slots, contents, strict=True):
+            limit = self.size_limit_bytes
+            if limit and slot.size_bytes > limit:
+                reasons.append((slot.file_index, slot.filename, f"larger than {limit} bytes"))
+            elif allowed and not content.is_one_of(allowed):
+                reasons.append(
+                    (
+                        slot.file_index,
+                        slot.filename,
+                        f"is {content.described}, not {' or '.join(allowed)}",
+                    )
+                )
+        if reasons:
+            raise FilesRefused(reasons)
+
+    def _look(self, slot: UploadFile) -> Content:
+        if slot.checksum_sha256 is None:
+            raise UploadClosed(COMPLETED)
+        return look_at(self._blobs.path(slot.checksum_sha256))
+
+    def _check_slot(self, index: int) -> None:
+        if not 0 <= index < self.upload.max_files:
+            raise NotFound("slot", str(index))
+
+    def _pending(self, txn: Transaction) -> PendingUpload:
+        """The upload as it is in this transaction; raises UploadClosed unless pending."""
+        upload = txn.get(PendingUpload, self.upload.upload_id)
+        if upload is None:
+            raise NotFound("upload", self.upload.upload_token)
+        upload = as_of(upload, txn.now_us)
+        if upload.status != PENDING:
+            raise UploadClosed(upload.status)
+        return upload
+
+
+def slots_of(snapshot: Snapshot, upload: PendingUpload) -> list[UploadFile]:
+    """The filled slots of an upload, in the order of their index."""
+    return snapshot.range(UploadFile, "", (upload.upload_id,), limit=FILES_MAX)
+
+
+def as_of(upload: PendingUpload, now_us: int) -> PendingUpload:
+    """The upload as it is at `now_us`: one past its time is expired before the sweep says so."""
+    if upload.status == PENDING and upload.expires_at <= now_us:
+        return msgspec.structs.replace(upload, status=EXPIRED)
+    return upload
+
+
+def close_upload(txn: Transaction, upload: PendingUpload, status: str) -> PendingUpload:
+    """End an upload without files: its slots let go of their bytes."""
+    for slot in slots_of(txn, upload):
+        txn.delete(slot)
+    upload = msgspec.structs.replace(upload, status=status, open_until=None)
+    txn.replace(upload)
+    return upload
+
+
+def resume_payload(upload: PendingUpload, files: list[StoredFile]) -> dict[str, object]:
+    """What the waiting workflow resumes with, in the form of the requirements."""
+    return {
+        "files": [
+            {
+                "storage_ref": file.storage_ref,
+                "filename": file.original_filename,
+                "content_type": file.content_type,
+                "size_bytes": file.size_bytes,
+                "checksum_sha256": file.checksum_sha256.hex(),
+            }
+            for file in files
+        ],
+        "uploaded_at": rfc3339(upload.completed_at or 0),
+    }
+
+
+def _check(wanted: UploadRequest) -> None:
+    check_name(wanted.name)
+    check_segment(wanted.run, "run")
+    if not 1 <= wanted.max_files <= FILES_MAX:
+        raise InvalidRequest(wanted.max_files, f"max_files is 1 to {FILES_MAX}")
+    if wanted.max_size_bytes < 0:
+        raise InvalidRequest(wanted.max_size_bytes, "max_size_mb is 0 (no limit) or more")
+    if len(wanted.prompt) > _PROMPT_CHARS_MAX:
+        raise InvalidRequest("prompt", f"prompt is at most {_PROMPT_CHARS_MAX} characters")
+    if wanted.expires_in_s is not None and not 1 <= wanted.expires_in_s <= _EXPIRES_IN_S_MAX:
+        raise InvalidRequest(wanted.expires_in_s, f"expires_in is 1 to {_EXPIRES_IN_S_MAX} seconds")
+    if len(wanted.allowed_types) > _TYPES_MAX:
+        raise InvalidRequest("allowed_types", f"allowed_types has at most {_TYPES_MAX} entries")
+    for kind in wanted.allowed_types:
+        bare = kind.lower().removeprefix(".")
+        if not (bare.isascii() and bare.isalnum() and len(bare) <= 16):
+            raise InvalidRequest(kind, "allowed_types holds extensions such as pdf or jpg")
+    for url in (wanted.callback_url, wanted.redirect_url):
+        if url is not None:
+            _check_url(url)
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        host = None
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not host or len(url) > 2000:
+        raise InvalidRequest(url[:200], "a URL is http or https, with a host")
