@@ -1,0 +1,237 @@
+"""Request bodies: read once, in constant memory, never for ever (invariant 11).
+
+`RequestBody` takes the place of gunicorn's body object, so it is `wsgi.input` to the app
+and the body that gunicorn's parser drains before the next request of the connection.
+
+Why: gunicorn copies each byte of a body about five times between its buffers. Where the
+length is known and the socket is plain, the bytes may go from the kernel straight into the
+caller's buffer, after the few that came with the head. Chunked bodies keep gunicorn's
+decoder: there the framing must be read anyway.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any, Final, Protocol, final
+
+from gunicorn.http import errors as gunicorn_errors
+from gunicorn.http.body import LengthReader
+from gunicorn.http.unreader import SocketUnreader
+
+from cas.errors import BlobcaskError, InvalidRequest, TooLarge
+
+# Without one byte for this long the sender is taken for gone. Also SO_RCVTIMEO of the
+# socket: a blocking read with MSG_WAITALL is one system call per buffer, where a socket
+# with a Python timeout needs poll and recv for each segment that arrives.
+IDLE_S: Final = 30.0
+# A sender that trickles is never idle, so there is a least rate too, slower than any real
+# link; judged only after this much waiting, so that small bodies know nothing but IDLE_S.
+PATIENCE_S: Final = 60.0
+BYTES_PER_S_MIN: Final = 256
+# What an unread rest may cost to keep a connection alive; more is closed instead.
+DRAIN_BYTES_MAX: Final = 64 * 1024
+# One read of the plain path: large enough that the calls cost nothing.
+_STEP_BYTES: Final = 256 * 1024
+
+
+class BodyTruncated(BlobcaskError):
+    """The sender ended or broke the body before its announced end."""
+
+    def __init__(self, received_bytes: int, promised_bytes: int | None) -> None:
+        of = "" if promised_bytes is None else f" of {promised_bytes}"
+        super().__init__(f"the body ended after {received_bytes}{of} bytes")
+        self.received_bytes = received_bytes
+        self.promised_bytes = promised_bytes
+
+
+class BodyTooSlow(BlobcaskError, TimeoutError):
+    """The sender paused too long, or stayed under the minimum rate. A TimeoutError too,
+    since gunicorn's draining of a body expects one and then closes the connection."""
+
+    def __init__(self, received_bytes: int) -> None:
+        super().__init__(f"too slow: {received_bytes} bytes received")
+        self.received_bytes = received_bytes
+
+
+@final
+class Pace:
+    """The patience with one sender. Only time spent waiting for it counts: a slow disk
+    on our side is not its fault."""
+
+    def __init__(self) -> None:
+        self._waited_s = 0.0
+        self._received_bytes = 0
+
+    def received(self, count: int, waited_s: float) -> None:
+        """Account for one read; raises BodyTooSlow when the patience is spent."""
+        self._waited_s += waited_s
+        self._received_bytes += count
+        if self._received_bytes < (self._waited_s - PATIENCE_S) * BYTES_PER_S_MIN:
+            raise BodyTooSlow(self._received_bytes)
+
+
+@final
+class PacedUnreader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's reader of a connection, with the pace kept under the chunk decoder too:
+    above it, one call may wait for as many trickled bytes as it was asked for."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.pace = Pace()
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        started = time.monotonic()
+        try:
+            data: bytes = super().chunk(size_hint)
+        except (BlockingIOError, TimeoutError):
+            raise BodyTooSlow(0) from None
+        self.pace.received(len(data), time.monotonic() - started)
+        return data
+
+
+@final
+class RequestBody(io.RawIOBase):
+    """The body of one HTTP/1.x request on its connection.
+
+    `readinto(buffer)` returns the bytes read, 0 at the end; raises BodyTruncated and
+    BodyTooSlow, after which the connection is closed and never used for another request.
+    """
+
+    def __init__(self, request: Any, unreader: PacedUnreader, *, direct: bool) -> None:
+        self._request = request
+        self._unreader = unreader
+        self._plain = request.body
+        reader = self._plain.reader
+        self.length_bytes: int | None = reader.length if isinstance(reader, LengthReader) else None
+        # A subclass (TLS) decodes what the kernel holds: only the class itself is plain.
+        self._direct = (
+            direct and self.length_bytes is not None and type(unreader.sock) is socket.socket
+        )
+        self._received_bytes = 0
+        self._ended = self.length_bytes == 0
+        self.failed = False  # gunicorn closes a connection whose body failed
+        unreader.pace = Pace()
+        # gunicorn would invite the body before the app has looked at the head; refused
+        # uploads should not be sent at all.
+        self._invite = bool(request._expected_100_continue)
+        request._expected_100_continue = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer)
+        if self._ended or not len(view):
+            return 0
+        if self._invite:
+            self._invite = False
+            self._unreader.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        try:
+            count = self._receive(view) if self._direct else self._copy(view)
+        except BaseException:
+            self._fail()
+            raise
+        self._received_bytes += count
+        if count == 0 or self._received_bytes == self.length_bytes:
+            self._ended = True
+        return count
+
+    def settle(self) -> None:
+        """Decide, before the answer goes out, whether the connection can live on: a rest
+        that is too long to drain, or was never invited, would be read as a request."""
+        if self._ended:
+            return
+        rest = None if self.length_bytes is None else self.length_bytes - self._received_bytes
+        if self._invite or rest is None or rest > DRAIN_BYTES_MAX:
+            self._fail()
+
+    def _fail(self) -> None:
+        self.failed = True
+        self._request.force_close()
+
+    def _receive(self, view: memoryview) -> int:
+        assert self.length_bytes is not None
+        rest = self.length_bytes - self._received_bytes
+        view = view[:rest]
+        if buffered := self._unreader.take_buffered():
+            count = min(len(view), len(buffered))
+            view[:count] = buffered[:count]
+            self._unreader.unread(buffered[count:])  # more of this body, or the next request
+            return count
+        started = time.monotonic()
+        try:
+            count = self._unreader.sock.recv_into(view, 0, socket.MSG_WAITALL)
+        except (BlockingIOError, TimeoutError):
+            raise BodyTooSlow(self._received_bytes) from None
+        except ConnectionError:
+            count = 0
+        if count == 0:
+            raise BodyTruncated(self._received_bytes, self.length_bytes)
+        self._unreader.pace.received(count, time.monotonic() - started)
+        return count
+
+    def _copy(self, view: memoryview) -> int:
+        try:
+            data: bytes = self._plain.read(min(len(view), _STEP_BYTES))
+        except (gunicorn_errors.ParseException, gunicorn_errors.NoMoreData, ConnectionError):
+            raise BodyTruncated(self._received_bytes, self.length_bytes) from None
+        if not data and self.length_bytes is not None:
+            raise BodyTruncated(self._received_bytes, self.length_bytes)
+        view[: len(data)] = data
+        return len(data)
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+@final
+class _WsgiBody:
+    """`wsgi.input` of any other server, bounded by Content-Length as PEP 3333 asks."""
+
+    def __init__(self, source: _Readable, length_bytes: int | None) -> None:
+        self._source = source
+        self._rest = length_bytes or 0
+        self.length_bytes = length_bytes
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        data = self._source.read(min(len(buffer), self._rest))
+        if not data and self._rest and len(buffer):
+            raise BodyTruncated((self.length_bytes or 0) - self._rest, self.length_bytes)
+        self._rest -= len(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def body_of(environ: Mapping[str, Any]) -> RequestBody | _WsgiBody:
+    """The body of a request, ready to be a source of the store; nothing is read yet."""
+    source = environ["wsgi.input"]
+    if isinstance(source, RequestBody):
+        return source
+    length = environ.get("CONTENT_LENGTH") or ""
+    return _WsgiBody(source, int(length) if length.isdecimal() else None)
+
+
+def read_small(environ: Mapping[str, Any], limit_bytes: int) -> bytes:
+    """The whole body of a request that must be small; raises TooLarge."""
+    body = body_of(environ)
+    if body.length_bytes is not None and body.length_bytes > limit_bytes:
+        raise TooLarge(limit_bytes)
+    held = bytearray(limit_bytes + 1)
+    view, size = memoryview(held), 0
+    while size <= limit_bytes and (count := body.readinto(view[size:])):
+        size += count
+    if size > limit_bytes:
+        raise TooLarge(limit_bytes)
+    return bytes(view[:size])
+
+
+def refuse_encodings(environ: Mapping[str, Any]) -> None:
+    """Only the bytes themselves are stored: raises InvalidRequest for a coded or partial body."""
+    if (coding := environ.get("HTTP_CONTENT_ENCODING", "identity")) != "identity":
+        raise InvalidRequest(coding, "Content-Encoding: send the bytes as they are")
+    if "HTTP_CONTENT_RANGE" in environ:  # RFC 9110, 14.5: never store a part as the whole
+        raise InvalidRequest("Content-Range", "a part of a file cannot be stored")

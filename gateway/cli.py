@@ -1,0 +1,96 @@
+"""`blobcask serve` and `blobcask token`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+from cas.cli.call import FIRST_TENANT, Call
+from cas.clock import SystemClock
+from cas.store import Store
+from cas.uploads import UploadRequest
+from gateway.auth import ADMIN, PERMISSIONS, Tokens
+from gateway.keys import Keys, load_keys
+
+TOKEN_DAYS: Final = 30
+_DAY_S: Final = 24 * 3600
+
+
+@click.command()
+@click.pass_obj
+def serve(call: Call) -> None:
+    """Run the gateway until it is stopped.
+
+    On a new ROOT it makes the keys, and prints an admin token and a first upload link.
+    """
+    # Late, so that `token` and every other verb start without gunicorn and Falcon.
+    from gateway.wsgi import Server
+
+    settings = call.settings
+    root = settings.store.root
+    root.mkdir(parents=True, exist_ok=True)
+    keys = load_keys(settings)
+    first: str | None = None
+    # Opened and closed before any worker is forked: a ROOT that cannot be used is one clear
+    # error here, and an index that must catch up does so once.
+    with Store.open(root, settings) as store:
+        if keys.fresh:
+            click.echo(f"New store in {root}: made its keys in {root / 'keys'}.", err=True)
+            first = _first_upload(store)
+
+    def ready(address: str) -> None:
+        base = settings.gateway.public_url or address
+        click.echo(f"Serving {root} at {address}", err=True)
+        if first is not None:
+            click.echo(f"Admin token (tenant {FIRST_TENANT}, {TOKEN_DAYS} days):", err=True)
+            click.echo(f"  {_issue(keys, FIRST_TENANT, (ADMIN,), TOKEN_DAYS)}", err=True)
+            click.echo("First upload link, open it in a browser:", err=True)
+            click.echo(f"  {base}/u/{first}", err=True)
+        else:
+            how = f"blobcask token --tenant {FIRST_TENANT} --permission {ADMIN}"
+            click.echo(f"A token: {how}", err=True)
+
+    Server(settings, keys, ready).run()
+
+
+@click.command()
+@click.option("--tenant", default=FIRST_TENANT, show_default=True, help="Whom it speaks for.")
+@click.option(
+    "--permission",
+    "permissions",
+    multiple=True,
+    required=True,
+    type=click.Choice(PERMISSIONS),
+    help="What it allows; may be given several times.",
+)
+@click.option("--subject", default="cli", show_default=True, help="The actor in the audit log.")
+@click.option(
+    "--days",
+    type=click.IntRange(1, 3650),
+    default=TOKEN_DAYS,
+    show_default=True,
+    help="How long it is good.",
+)
+@click.pass_obj
+def token(call: Call, tenant: str, permissions: tuple[str, ...], subject: str, days: int) -> None:
+    """Print a bearer token for the HTTP API, and nothing else."""
+    call.store_root  # noqa: B018  raises: a misspelt --root must not get keys of its own
+    made = _issue(load_keys(call.settings), tenant, permissions, days, subject)
+    call.answer({"token": made}, [made])
+
+
+def _issue(
+    keys: Keys, tenant: str, permissions: tuple[str, ...], days: int, subject: str = "admin"
+) -> str:
+    return Tokens(keys.jwt, SystemClock().now_us).issue(tenant, subject, permissions, days * _DAY_S)
+
+
+def _first_upload(store: Store) -> str:
+    """A pending upload for whoever tries the server, so that a newcomer has a link at once."""
+    wanted = UploadRequest(
+        name="first upload",
+        max_files=5,
+        prompt="Try it: choose some files, watch them arrive, press Done.",
+    )
+    return store.uploads(FIRST_TENANT, "serve").request(wanted).upload_token

@@ -1,0 +1,257 @@
+"""The gunicorn worker: gthread, but no client can hold a thread or the main loop.
+
+Stock gthread gives a connection to a thread before its head is complete, so eight
+half-sent heads freeze eight threads; and it closes lingering connections on the main loop,
+two seconds each. Here the main loop collects heads without blocking and hands a connection
+over when one is whole; it drains closing connections the same way. Bodies and answers
+still occupy a thread, but only while bytes move (`gateway.body`, SEND_IDLE_S).
+
+    accepted -> [head awaited] -> thread: request, answer -> [kept alive] -> [head awaited] …
+                                                          -> [lingering] -> closed
+    in [] : on the poller, no thread, with a deadline
+
+This leans on gunicorn's insides, so the version is pinned exactly, and `prove_body_path`
+tries the socket path on a real parser before the first request.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from selectors import EVENT_READ
+from typing import Any, Final, final
+
+import gunicorn
+from gunicorn import http
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
+
+from gateway.body import IDLE_S, PacedUnreader, RequestBody
+
+GUNICORN_VERSION: Final = "27.0.1"  # the one whose insides are known here
+
+HEAD_TIMEOUT_S: Final = 15.0  # from the first wait to the end of the head
+HEAD_BYTES_MAX: Final = 64 * 1024
+SEND_IDLE_S: Final = 30.0  # a reader that takes nothing for this long is gone
+# After the answer, what the client is still sending is thrown away for a while: closing
+# over unread bytes sends a reset, which can destroy the answer before it is read.
+LINGER_S: Final = 5.0
+LINGER_BYTES_MAX: Final = 256 * 1024 * 1024
+
+_HEAD_END: Final = b"\r\n\r\n"
+_RECEIVE_BYTES: Final = 64 * 1024
+_TOO_LARGE_BODY: Final = b'{"status":431,"code":"head_too_large","title":"Request head too large"}'
+_TOO_LARGE: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n"
+    b"Content-Type: application/problem+json\r\nContent-Length: %d\r\n\r\n%s"
+) % (len(_TOO_LARGE_BODY), _TOO_LARGE_BODY)
+
+WsgiApp = Callable[[dict[str, Any], Any], Iterable[bytes]]
+
+
+@final
+class _Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
+    """A client connection and the part of the next head that has come."""
+
+    def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any) -> None:
+        super().__init__(cfg, sock, client, server)
+        timeout = struct.pack("ll", int(IDLE_S), 0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        self.parser = http.get_parser(cfg, sock, client)
+        self.parser.unreader = PacedUnreader(sock)
+        self.initialized = True
+        self.head = bytearray()
+        self.lingered_bytes = 0
+
+
+@final
+class Worker(ThreadWorker):  # type: ignore[misc]
+    """One process of the gateway."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lingering: deque[_Connection] = deque()
+        self.direct_bodies = False
+        self._scratch = bytearray(_RECEIVE_BYTES)
+
+    def init_process(self) -> None:
+        reason = prove_body_path(self.cfg)
+        self.direct_bodies = reason is None
+        if reason:
+            self.log.warning("uploads take the slow path: %s", reason)
+        super().init_process()
+
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        app: WsgiApp = self.wsgi
+
+        def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+            answered = app(environ, start_response)
+            # The head of the answer is not sent yet, so it can still say "close".
+            environ["wsgi.input"].settle()
+            environ["gunicorn.socket"].settimeout(SEND_IDLE_S)
+            return answered
+
+        self.wsgi: WsgiApp = answer
+
+    # --- in a thread
+
+    def handle_request(self, req: Any, conn: _Connection) -> bool:
+        req.body = RequestBody(req, conn.parser.unreader, direct=self.direct_bodies)
+        try:
+            return bool(super().handle_request(req, conn))
+        except TimeoutError:
+            # The reader of the answer stalled; to gunicorn this is a client gone early.
+            raise http.errors.NoMoreData from None
+
+    # --- on the main loop
+
+    def accept(self, listener: socket.socket) -> None:
+        try:
+            sock, address = listener.accept()
+            conn = _Connection(self.cfg, sock, address, listener.getsockname())
+        except OSError as error:
+            # Nothing one connection meets may end the loop that serves all the others.
+            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+                self.log.warning("a connection was not accepted: %s", error)
+            return
+        self.nr_conns += 1
+        self._await_head(conn)
+        self._on_head(conn, sock)  # most often the head has come with the connection
+
+    def on_client_socket_readable(self, conn: _Connection, sock: socket.socket) -> None:
+        self.poller.unregister(sock)
+        self.keepalived_conns.remove(conn)
+        self._await_head(conn)
+        self._on_head(conn, sock)
+
+    def finish_request(self, conn: _Connection, done: Future[Any]) -> None:
+        if done.cancelled() or done.exception() or not done.result():
+            self._linger(conn)
+            return
+        conn.head += conn.parser.unreader.take_buffered()
+        if _HEAD_END in conn.head:  # pipelined: it will not make the socket readable again
+            self._dispatch(conn)
+        elif conn.head:
+            self._await_head(conn)
+        else:
+            self._keep(conn)
+
+    def murder_pending(self) -> None:
+        super().murder_pending()
+        now = time.monotonic()
+        while self.lingering and self.lingering[0].timeout <= now:
+            self._drop(self.lingering.popleft())
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """A stopping worker waits for those that have begun, not for those that might."""
+        super()._cap_keepalive(deadline)
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)
+
+    def _await_head(self, conn: _Connection) -> None:
+        conn.sock.setblocking(False)
+        conn.timeout = time.monotonic() + HEAD_TIMEOUT_S
+        self.pending_conns.append(conn)
+        self.poller.register(conn.sock, EVENT_READ, partial(self._on_head, conn))
+
+    def _on_head(self, conn: _Connection, sock: socket.socket) -> None:
+        try:
+            data = sock.recv(_RECEIVE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if data:
+            searched = max(0, len(conn.head) - len(_HEAD_END) + 1)
+            conn.head += data
+            if conn.head.find(_HEAD_END, searched) < 0 and len(conn.head) <= HEAD_BYTES_MAX:
+                return
+        self.pending_conns.remove(conn)
+        self.poller.unregister(sock)
+        if not data:
+            self._drop(conn)
+        elif _HEAD_END in conn.head:
+            self._dispatch(conn)
+        else:
+            with suppress(OSError):
+                sock.send(_TOO_LARGE)
+            self._linger(conn)
+
+    def _dispatch(self, conn: _Connection) -> None:
+        conn.parser.unreader.unread(bytes(conn.head))
+        conn.head.clear()
+        self.enqueue_req(conn)
+
+    def _keep(self, conn: _Connection) -> None:
+        conn.sock.setblocking(False)
+        conn.set_timeout()
+        if not self.alive:
+            conn.timeout = min(conn.timeout, time.monotonic() + STOP_KEEPALIVE_LINGER)
+        self.keepalived_conns.append(conn)
+        callback = partial(self.on_client_socket_readable, conn)
+        self.poller.register(conn.sock, EVENT_READ, callback)
+
+    def _linger(self, conn: _Connection) -> None:
+        try:
+            conn.sock.setblocking(False)
+            conn.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._drop(conn)
+            return
+        conn.timeout = time.monotonic() + LINGER_S
+        self.lingering.append(conn)
+        self.poller.register(conn.sock, EVENT_READ, partial(self._on_lingering, conn))
+
+    def _on_lingering(self, conn: _Connection, sock: socket.socket) -> None:
+        try:
+            count = sock.recv_into(self._scratch)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            count = 0
+        conn.lingered_bytes += count
+        if count == 0 or conn.lingered_bytes > LINGER_BYTES_MAX:
+            self.lingering.remove(conn)
+            self._drop(conn)
+
+    def _drop(self, conn: _Connection) -> None:
+        """Close at once."""
+        with suppress(KeyError, ValueError, OSError):  # not on the poller, or closed already
+            self.poller.unregister(conn.sock)
+        self.nr_conns -= 1
+        conn.close()
+
+
+def prove_body_path(cfg: Any) -> str | None:
+    """Read one body straight from a socket through a real parser, with the start of it in
+    the parser's buffer and another request behind it. None when all is as expected, else
+    the reason why bodies must take the plain path."""
+    if gunicorn.__version__ != GUNICORN_VERSION:
+        return f"gunicorn {gunicorn.__version__} is not the known {GUNICORN_VERSION}"
+    body = bytes(range(256)) * 64
+    head = b"PUT /a HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(1.0)
+        theirs.sendall(head + body + b"GET /b HTTP/1.1\r\nHost: a\r\n\r\n")
+        try:
+            parser = http.get_parser(cfg, ours, ("127.0.0.1", 0))
+            parser.unreader = PacedUnreader(ours)
+            request = next(parser)
+            request.body = RequestBody(request, parser.unreader, direct=True)
+            received = request.body.read(len(body)) + request.body.readall()
+            following = next(parser)
+        except Exception as error:  # noqa: BLE001  whatever it is, the plain path works
+            return f"self-test: {error!r}"
+    if received != body:
+        return "self-test: other bytes than were sent"
+    if following.path != "/b":
+        return "self-test: the next request was lost"
+    return None

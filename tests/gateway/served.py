@@ -1,0 +1,164 @@
+"""A real server for tests: `blobcask serve` as a process, and a client that hides nothing."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+from urllib.parse import urlsplit
+
+from tests.conftest import CHECKOUT
+
+START_S = 30.0
+ANSWER_S = 20.0
+
+
+@final
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]  # names in lower case
+    body: bytes
+
+    @property
+    def form(self) -> dict[str, Any]:
+        form = json.loads(self.body)
+        assert isinstance(form, dict)
+        return form
+
+    @property
+    def code(self) -> str:
+        """The stable code of a problem."""
+        assert self.headers["content-type"] == "application/problem+json"
+        assert self.form["status"] == self.status
+        return str(self.form["code"])
+
+
+@final
+@dataclass
+class Served:
+    """A running server; `first` is the link it printed, `admin` the token."""
+
+    process: subprocess.Popen[str]
+    root: Path
+    environ: Mapping[str, str]
+    address: str
+    admin: str = ""
+    first: str = ""
+    printed: list[str] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        port = urlsplit(self.address).port
+        assert port is not None
+        return port
+
+    def ask(
+        self,
+        method: str,
+        url: str,
+        body: Any = None,
+        *,
+        token: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """One request on its own connection; `url` may be absolute."""
+        sent = dict(headers or {})
+        if token is not None:
+            sent["Authorization"] = f"Bearer {token}"
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)
+        try:
+            connection.request(method, url.removeprefix(self.address), body, sent)
+            response = connection.getresponse()
+            names = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, names, response.read())
+        finally:
+            connection.close()
+
+    def connect(self) -> socket.socket:
+        """A raw connection, for what no decent client sends."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=ANSWER_S)
+
+    def token(self, *permissions: str, tenant: str = "default") -> str:
+        """What `blobcask token` prints."""
+        wanted = [word for name in permissions for word in ("--permission", name)]
+        command = [sys.executable, "-m", "cas", "token", "--tenant", tenant, *wanted]
+        run = subprocess.run(
+            command, env=self.environ, cwd=CHECKOUT, capture_output=True, text=True, check=True
+        )
+        return run.stdout.strip()
+
+    def request_upload(self, **wanted: Any) -> dict[str, Any]:
+        """Ask for files as the admin."""
+        body = json.dumps({"name": "documents", **wanted})
+        answer = self.ask("POST", "/api/v1/uploads", body, token=self.admin)
+        assert answer.status == 201, answer.body
+        return answer.form
+
+    def objects(self) -> set[str]:
+        """The names of all blobs, and of whatever else lies where bytes are written."""
+        folders = (self.root / "objects", self.root / "partial")
+        return {path.name for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+    def workers(self) -> list[int]:
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in children]
+
+
+@contextmanager
+def serving(root: Path, **settings: str) -> Iterator[Served]:
+    """Run the server on a free port; `settings` are SECTION__KEY=value."""
+    environ = {
+        **{name: value for name, value in os.environ.items() if "BLOBCASK" not in name},
+        "BLOBCASK_STORE__ROOT": str(root),
+        "BLOBCASK_GATEWAY__BIND": "127.0.0.1:0",
+        "PYTHONWARNINGS": "error",
+        "PYTHONUNBUFFERED": "1",
+        **{f"BLOBCASK_{name}": value for name, value in settings.items()},
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cas", "serve"],
+        env=environ,
+        cwd=CHECKOUT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield _read_start(process, root, environ)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.communicate(timeout=START_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
+
+
+def _read_start(process: subprocess.Popen[str], root: Path, environ: Mapping[str, str]) -> Served:
+    """Follow what a starting server prints, up to its last line."""
+    served = Served(process, root, environ, "")
+    assert process.stderr is not None
+    for line in process.stderr:
+        served.printed.append(line)
+        text = line.strip()
+        if text.startswith("Serving"):
+            served.address = text.rpartition(" ")[2]
+        elif text.startswith("eyJ"):
+            served.admin = text
+        elif "/u/" in text:
+            served.first = text
+            return served
+        elif text.startswith("A token:"):
+            return served
+    raise AssertionError("the server ended: " + "".join(served.printed))

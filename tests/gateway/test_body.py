@@ -1,0 +1,191 @@
+"""Bodies from the socket: every byte once, nothing of the next request, no endless wait."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from gunicorn import http
+from gunicorn.config import Config
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.body import (
+    BYTES_PER_S_MIN,
+    DRAIN_BYTES_MAX,
+    PATIENCE_S,
+    BodyTooSlow,
+    BodyTruncated,
+    Pace,
+    PacedUnreader,
+    RequestBody,
+)
+from gateway.worker import prove_body_path
+
+FOLLOWING = b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+class Wire:
+    """A connection with a real gunicorn parser on our end of it."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.ours.settimeout(5.0)
+        self.parser = http.get_parser(Config(), self.ours, ("127.0.0.1", 0))
+        self.parser.unreader = PacedUnreader(self.ours)
+
+    def body(self, *, direct: bool) -> RequestBody:
+        """The body of the next request that was sent."""
+        request = next(self.parser)
+        request.body = RequestBody(request, self.parser.unreader, direct=direct)
+        body: RequestBody = request.body
+        return body
+
+    def close(self) -> None:
+        self.ours.close()
+        self.theirs.close()
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    made = Wire()
+    yield made
+    made.close()
+
+
+def put(body: bytes, *more: str, length: int | None = None) -> bytes:
+    lines = ["PUT /a HTTP/1.1", "Host: a", *more]
+    lines.append(f"Content-Length: {len(body) if length is None else length}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def chunked(*chunks: bytes) -> bytes:
+    head = b"PUT /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + b"".join(b"%X\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+
+
+def read_all(body: Any, buffer_bytes: int) -> bytes:
+    """As the store reads: again and again into the same buffer."""
+    buffer, read = memoryview(bytearray(buffer_bytes)), bytearray()
+    while count := body.readinto(buffer):
+        read += buffer[:count]
+    return bytes(read)
+
+
+def test_the_known_gunicorn_passes_the_self_test() -> None:
+    assert prove_body_path(Config()) is None
+
+
+@given(
+    st.binary(max_size=40_000),
+    st.integers(1, 9_000),
+    st.booleans(),
+    st.lists(st.integers(1, 20_000), max_size=4),
+)
+def test_a_body_is_read_whole_and_the_next_request_is_left(
+    data: bytes, buffer_bytes: int, direct: bool, cuts: list[int]
+) -> None:
+    wire = Wire()
+    try:
+        # Sent in pieces of any size: some of it comes with the head, some later.
+        sent = put(data) + FOLLOWING
+        for cut in cuts:
+            wire.theirs.sendall(sent[:cut])
+            sent = sent[cut:]
+        wire.theirs.sendall(sent)
+        body = wire.body(direct=direct)
+        assert body.length_bytes == len(data)
+        assert read_all(body, buffer_bytes) == data
+        assert body.readinto(bytearray(1)) == 0
+        assert next(wire.parser).path == "/next"
+    finally:
+        wire.close()
+
+
+def test_a_chunked_body_has_no_length_and_is_read_whole(wire: Wire) -> None:
+    wire.theirs.sendall(chunked(b"one", b"t" * 9_000, b"3") + FOLLOWING)
+    body = wire.body(direct=True)
+    assert body.length_bytes is None
+    assert read_all(body, 4_096) == b"one" + b"t" * 9_000 + b"3"
+    assert next(wire.parser).path == "/next"
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_sender_that_leaves_early_is_noticed(wire: Wire, direct: bool) -> None:
+    wire.theirs.sendall(put(b"half", length=8))
+    wire.theirs.shutdown(socket.SHUT_WR)
+    body = wire.body(direct=direct)
+    with pytest.raises(BodyTruncated):
+        read_all(body, 1_024)
+    assert body.failed
+
+
+@pytest.mark.parametrize(
+    "broken", [b"5\r\nab", b"zz\r\n", b"2\r\nabXX0\r\n\r\n", b"2\r\nab\r\n0\r\n"]
+)
+def test_broken_chunks_are_an_incomplete_body(wire: Wire, broken: bytes) -> None:
+    head = b"PUT /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    wire.theirs.sendall(head + broken)
+    wire.theirs.shutdown(socket.SHUT_WR)
+    body = wire.body(direct=True)
+    with pytest.raises(BodyTruncated):
+        read_all(body, 1_024)
+    assert body.failed
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_silent_sender_is_given_up(wire: Wire, direct: bool) -> None:
+    wire.theirs.sendall(put(b"half", length=8))
+    body = wire.body(direct=direct)
+    # What the worker does with IDLE_S: a blocking socket whose reads end by themselves.
+    wire.ours.setblocking(True)
+    wire.ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 20_000))
+    with pytest.raises(BodyTooSlow):
+        read_all(body, 1_024)
+    assert body.failed
+
+
+def test_a_trickling_sender_is_given_up_after_some_patience() -> None:
+    pace = Pace()
+    for _ in range(int(PATIENCE_S)):
+        pace.received(1, 1.0)
+    with pytest.raises(BodyTooSlow):
+        pace.received(1, 2.0)
+
+
+def test_a_slow_link_is_not_too_slow() -> None:
+    pace = Pace()
+    for _ in range(10_000):
+        pace.received(BYTES_PER_S_MIN, 1.0)
+
+
+def test_the_body_is_invited_when_it_is_wanted_and_not_before(wire: Wire) -> None:
+    wire.theirs.sendall(put(b"", "Expect: 100-continue", length=2))
+    body = wire.body(direct=True)
+    wire.theirs.settimeout(0.01)
+    with pytest.raises(TimeoutError):
+        wire.theirs.recv(100)
+    wire.theirs.sendall(b"ab")
+    assert read_all(body, 10) == b"ab"
+    assert wire.theirs.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def test_an_uninvited_body_ends_the_connection(wire: Wire) -> None:
+    wire.theirs.sendall(put(b"", "Expect: 100-continue", length=2))
+    body = wire.body(direct=True)
+    body.settle()
+    assert wire.parser.mesg.should_close()
+
+
+@pytest.mark.parametrize(
+    ("unread_bytes", "closes"), [(0, False), (DRAIN_BYTES_MAX, False), (DRAIN_BYTES_MAX + 1, True)]
+)
+def test_a_long_unread_rest_ends_the_connection(
+    wire: Wire, unread_bytes: int, closes: bool
+) -> None:
+    wire.theirs.sendall(put(b"", length=unread_bytes))
+    wire.body(direct=True).settle()
+    assert wire.parser.mesg.should_close() is closes

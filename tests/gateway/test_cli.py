@@ -1,0 +1,49 @@
+"""`blobcask serve` and `blobcask token` as commands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import CHECKOUT
+from tests.gateway.served import serving
+
+
+def blobcask(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "cas", *words, "--root", str(root)]
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
+
+
+def test_a_token_stands_alone_on_stdout_and_opens_the_server(root: Path) -> None:
+    with serving(root) as served:
+        made = blobcask(root, "token", "--tenant", "t1", "--permission", "view_storage")
+        assert made.returncode == 0
+        assert made.stderr == ""
+        (token,) = made.stdout.split()
+        assert served.ask("GET", "/api/v1/storage", token=token).form["files"] == []
+
+
+def test_a_token_needs_a_permission_that_exists(root: Path) -> None:
+    assert blobcask(root, "token").returncode != 0
+    refused = blobcask(root, "token", "--permission", "everything")
+    assert refused.returncode != 0
+    assert refused.stdout == ""
+
+
+def test_a_second_start_keeps_keys_and_files_and_prints_no_secret(root: Path) -> None:
+    with serving(root) as served:
+        stored = served.ask("POST", "/api/v1/storage?name=a", b"kept", token=served.admin).form
+        admin = served.admin
+    with serving(root) as served:
+        assert not any(admin[:10] in line for line in served.printed)
+        listed = served.ask("GET", "/api/v1/storage", token=admin).form["files"]
+        assert [file["storage_ref"] for file in listed] == [stored["storage_ref"]]
+
+
+def test_a_folder_that_is_no_store_is_refused_in_words(root: Path) -> None:
+    (root / "holiday.jpg").write_bytes(b"")
+    refused = blobcask(root, "serve")
+    assert refused.returncode != 0
+    assert "holiday.jpg" in refused.stderr
+    assert "Traceback" not in refused.stderr
