@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import falcon
@@ -21,8 +22,13 @@ from gateway.upload_page import StaticResource, UploadPageResource
 from gateway.uploads import UploadLinkResource, UploadsResource
 
 
-def create_app(store: Store, settings: Settings, keys: Keys) -> falcon.App[Any, Any]:
-    """The gateway as a WSGI app. The store stays the caller's, to be closed after the app."""
+def create_app(
+    store: Store, settings: Settings, keys: Keys, reopen: Callable[[], None] = lambda: None
+) -> falcon.App[Any, Any]:
+    """The gateway as a WSGI app. The store stays the caller's, to be closed after the app.
+
+    `reopen` is asked for when all processes must open the store anew (`errors.install`).
+    """
 
     def now_us() -> int:
         with store.catalog.read() as snapshot:
@@ -35,7 +41,7 @@ def create_app(store: Store, settings: Settings, keys: Keys) -> falcon.App[Any, 
     link = UploadLinkResource(store, links)
 
     app: falcon.App[Any, Any] = falcon.App(middleware=[errors.RequestIds()])
-    errors.install(app)
+    errors.install(app, reopen)
     add = app.add_route
     add("/api/v1/uploads", uploads)
     add("/api/v1/uploads/{token}/info", link, suffix="info")

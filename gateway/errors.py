@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, final
 
@@ -164,9 +165,21 @@ _FALCON_CODES: Final = {404: "not_found", 405: "method_not_allowed"}
 _RETRY_AFTER_S: Final = "5"
 
 
-def install(app: falcon.App[Any, Any]) -> None:
-    """Make every error of the app an answer by this table."""
+def install(app: falcon.App[Any, Any], reopen: Callable[[], None]) -> None:
+    """Make every error of the app an answer by this table.
+
+    `reopen` is called when the catalog serves no more until every process has opened it
+    anew: after a failed sync, or with a damaged index.
+    """
+
+    def answer_and_reopen(
+        req: falcon.Request, resp: falcon.Response, error: BaseException, params: dict[str, Any]
+    ) -> None:
+        _answer(req, resp, error, params)
+        reopen()
+
     app.add_error_handler(Exception, _answer)
+    app.add_error_handler((cas.CatalogFailed, cas.IndexDamaged), answer_and_reopen)
     app.add_error_handler(falcon.HTTPError, _answer_falcon)
 
 

@@ -6,7 +6,9 @@ survive one), and the arbiter never touches it.
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, final
@@ -41,6 +43,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         self._keys = keys
         self._ready = ready
         self._store: Store | None = None
+        self._reopening = False
         super().__init__()
 
     def load_config(self) -> None:
@@ -79,7 +82,18 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     def load(self) -> Any:
         """Called by gunicorn in each worker, after the fork."""
         self._store = Store.open(self._settings.store.root, self._settings)
-        return create_app(self._store, self._settings, self._keys)
+        return create_app(self._store, self._settings, self._keys, self._reopen)
+
+    def _reopen(self) -> None:
+        """Have all workers replaced, so that the catalog is let go of and opened anew.
+
+        Only that heals a failed sync or a damaged index. SIGHUP makes the arbiter start new
+        workers, which wait for LOCK, and end the old ones when their requests are answered.
+        Once a worker: a disk that goes on failing must not make the arbiter spin.
+        """
+        if not self._reopening:
+            self._reopening = True
+            os.kill(os.getppid(), signal.SIGHUP)
 
     def _when_ready(self, arbiter: Any) -> None:
         self._ready(str(arbiter.LISTENERS[0]))
