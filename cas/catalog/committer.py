@@ -76,6 +76,7 @@ class Committer:
         self._after_group = after_group
         self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         self._broken = ""  # why this process may not write any more
+        self._behind = False  # there was no room to show what was committed last
         self._closing = threading.Lock()  # between a late submit and the end of the thread
         self._closed = False
         self.groups = 0  # how many frames this process wrote, and of how many writes
@@ -84,9 +85,9 @@ class Committer:
         self._thread.start()
 
     def submit(self, pending: Pending) -> None:
-        """Let it wait for its group; raises CatalogClosed."""
+        """Let a write wait for its group; raises CatalogClosed after `close`."""
         with self._closing:
-            # After the thread has ended nobody would ever release it.
+            # Under the lock, so that nothing comes behind the end of the queue.
             if self._closed:
                 raise CatalogClosed
             self._queue.put(pending)
@@ -100,31 +101,27 @@ class Committer:
         self._tail.close()
 
     def _run(self) -> None:
-        over: Pending | None = None
-        while True:
-            first = over or self._queue.get()
-            if first is None:
-                break
-            batch = [first]
-            while True:
+        waiting: list[Pending] = []
+        closing = False
+        while waiting or not closing:
+            if not waiting:
+                self._take(self._queue.get(), waiting)
+                closing = not waiting
+            # Whatever came meanwhile shares the sync.
+            while not closing:
                 try:
                     more = self._queue.get_nowait()
                 except queue.Empty:
                     break
-                if more is None:
-                    # Put back: what waits is decided first, then the thread ends.
-                    self._queue.put(None)
-                    break
-                batch.append(more)
-            # What did not fit into the group goes first into the next one.
-            for left in self._decide(batch):
-                self._queue.put(left)
-            over = None
-        while not self._queue.empty():
-            late = self._queue.get()
-            if late is not None:
-                late.error = CatalogClosed()
-                late.done.release()
+                self._take(more, waiting)
+                closing = more is None
+            if waiting:
+                waiting = self._decide(waiting)
+
+    @staticmethod
+    def _take(more: Pending | None, waiting: list[Pending]) -> None:
+        if more is not None:
+            waiting.append(more)
 
     def _decide(self, batch: list[Pending]) -> list[Pending]:
         """Commit a group of `batch`; returns the writes that wait for the next group."""
@@ -135,7 +132,7 @@ class Committer:
             # Whatever happened, nobody may wait for ever; a write's own error stays.
             head = None
             for pending in taken or batch:
-                pending.error = pending.error or _told(error)
+                pending.error = pending.error or self._told(error)
             taken = taken or batch
         for pending in taken:
             pending.done.release()
@@ -146,6 +143,10 @@ class Committer:
     def _group(self, batch: list[Pending], taken: list[Pending]) -> Head | None:
         if self._broken:
             raise CatalogFailed(self._broken)
+        if self._behind:
+            self._catch_up()
+            if self._behind:
+                raise StoreFull(self._ballast.free_bytes(), 0, self._folders.index)
         # `outer` holds the writer lock to the end, also when the group inside is undone.
         outer = self._index.begin()
         try:
@@ -160,8 +161,6 @@ class Committer:
                     outer.commit()  # what roll-forward may have applied
                     return None
                 after = self._append(frame, head, outer, group)
-                put_head(group, after)
-                group.commit()
             except BaseException:
                 group.abort()
                 raise
@@ -170,8 +169,11 @@ class Committer:
             raise
         # The frame is on stable storage: from here on it is a commit, whatever LMDB says.
         try:
+            put_head(group, after)
+            group.commit()
             outer.commit()
         except lmdb.Error:
+            outer.abort()  # else the writer lock would be held against ourselves
             self._catch_up()
         self.groups += 1
         self.writes += len(frame.writes)
@@ -192,10 +194,11 @@ class Committer:
             transaction = LmdbTransaction(child, at_us)
             try:
                 pending.result = pending.change(transaction)
+                transaction.finish()
                 child.commit()
             except BaseException as error:  # noqa: BLE001  # it is raised where it belongs
                 child.abort()
-                pending.error = _told(error)
+                pending.error = self._told(error)
                 continue
             if transaction.ops:
                 ops = [(number, key, raw) for (number, key), raw in transaction.ops.items()]
@@ -255,9 +258,11 @@ class Committer:
         """LMDB refused a commit whose frame is durable: follow the journal at once.
 
         The usual reason is a full disk, so the ballast goes first. When it still fails, the
-        writes of the group stay acknowledged, and the journal brings them back at the next
-        opening; until then this process writes no more.
+        writes of the group stay acknowledged, and show as soon as there is room: what the
+        next write begins with. Any other reason ends this process's writing, and the next
+        opening follows the journal.
         """
+        self._behind = False
         self._ballast.release()
         try:
             txn = self._index.begin()
@@ -267,10 +272,13 @@ class Committer:
             except BaseException:
                 txn.abort()
                 raise
+        except lmdb.DiskError:
+            self._behind = True
         except (lmdb.Error, OSError, BlobcaskError) as error:
             self._broken = f"the index cannot follow the journal: {error}"
 
-
-def _told(error: BaseException) -> BaseException:
-    """The error a caller sees: LMDB's own are damage of the index."""
-    return IndexDamaged(str(error)) if isinstance(error, lmdb.Error) else error
+    def _told(self, error: BaseException) -> BaseException:
+        """The error a caller sees: LMDB's own are damage of the index, or a full disk."""
+        if isinstance(error, lmdb.DiskError):
+            return StoreFull(self._ballast.free_bytes(), 0, self._folders.index)
+        return IndexDamaged(str(error)) if isinstance(error, lmdb.Error) else error

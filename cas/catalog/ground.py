@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import final
@@ -75,6 +75,7 @@ class Lock:
         """Take it shared; raises UnsuitableRoot when another PID namespace holds it."""
         self._path = path
         self._wait_s = wait_s
+        self._held = False  # alone
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             mine = _namespace(disk)
@@ -103,12 +104,19 @@ class Lock:
         return True
 
     @contextmanager
-    def exclusive(self, wanted: str) -> Iterator[None]:
+    def exclusive(self, wanted: str, done: Callable[[], bool]) -> Iterator[bool]:
         """Hold it alone; raises StoreBusy when others do not let go in time.
+
+        Yields False, holding its share only, as soon as `done()` says that somebody else
+        did what was wanted: of many workers that start at once one makes the index, and
+        the others must not wait for that one to stop serving.
 
         Two processes that both want it first let go of their share, so that neither waits
         for the other. What was true before must therefore be looked at again inside.
         """
+        if self._held:
+            yield True  # wanted by a part of what already has it
+            return
         fcntl.flock(self.fd, fcntl.LOCK_UN)
         deadline = time.monotonic() + self._wait_s
         try:
@@ -116,8 +124,15 @@ class Lock:
                 if time.monotonic() >= deadline:
                     raise StoreBusy(self._path.parent, wanted)
                 time.sleep(self._POLL_S)
-            yield
+                fcntl.flock(self.fd, fcntl.LOCK_SH)
+                if done():
+                    yield False
+                    return
+                fcntl.flock(self.fd, fcntl.LOCK_UN)
+            self._held = True
+            yield True
         finally:
+            self._held = False
             fcntl.flock(self.fd, fcntl.LOCK_SH)
 
     def close(self) -> None:

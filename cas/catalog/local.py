@@ -6,32 +6,48 @@ import fcntl
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar, cast, final
 
+import lmdb
 import msgspec
 
 from cas.catalog import Change, Position, Snapshot, Transaction
 from cas.catalog.ballast import Ballast
+from cas.catalog.bulk import Progress
 from cas.catalog.checkpoint import Checkpoint, checkpoints_in
 from cas.catalog.committer import Committer, Pending
 from cas.catalog.ground import Boot, Lock, mount_of, refuse_network
-from cas.catalog.journal import Segment, Stop, read_frame, segments_in
-from cas.catalog.lmdb import LAYOUT_OF_NUMBER, SCHEMA, Head, Index, LmdbSnapshot
+from cas.catalog.journal import Segment, Stop, Tail, read_frame, segments_in, valid_at_or_after
+from cas.catalog.lmdb import LAYOUT_OF_NUMBER, SCHEMA, Head, Index, LmdbSnapshot, put_head
 from cas.catalog.recovery import (
     Folders,
     begin_segment,
     build_index,
+    catch_up,
     checkpoint_of,
+    entries_add_up,
     follow,
+    is_full,
+    roll_forward,
     save_journal,
     state_of,
 )
 from cas.clock import DAY_US, Clock
-from cas.durable import Disk, opened
-from cas.errors import CatalogClosed, IndexDamaged, StoreBusy, WrongProcess
+from cas.durable import Disk, is_temporary, opened
+from cas.errors import (
+    CatalogClosed,
+    CatalogError,
+    CatalogFailed,
+    IndexDamaged,
+    JournalDamaged,
+    StoreBusy,
+    StoreFull,
+    WrongProcess,
+)
 
 T = TypeVar("T")
 
@@ -41,6 +57,8 @@ _CHECKPOINTS_KEPT = 2  # the newest may turn out bad; the journal after the olde
 # LMDB forbids two environments of one file in one process (its locks would be lost).
 _open_roots: set[Path] = set()
 _open_roots_lock = threading.Lock()
+_inherited_roots: set[Path] = set()  # open in the process that this one was forked from
+_open_catalogs: weakref.WeakSet[LocalCatalog] = weakref.WeakSet()
 
 
 @final
@@ -51,7 +69,7 @@ class CatalogSettings(msgspec.Struct, frozen=True):
     journal_keep_us: int = 7 * DAY_US  # how long covered journal stays
     clock_gap_us_max: int = 30 * DAY_US
     min_free_bytes: int = 0  # kept free beside the ballast
-    lock_wait_s: float = 30.0  # how long to wait for ROOT alone
+    lock_wait_s: float = 45.0  # for ROOT alone; longer than a stopping server finishes requests
 
 
 @final
@@ -62,15 +80,19 @@ class LocalCatalog:
         """Open the catalog of `root` (an existing folder), making what is missing.
 
         Raises UnsuitableRoot, StoreBusy (the index must be remade, others have it open),
-        JournalDamaged.
+        WrongProcess (forked from one that has it open), JournalDamaged, StoreFull.
         """
         self._root = root.resolve()
         self._settings = settings
         self._clock = clock
         self._disk = disk
         self._folders = Folders(self._root)
+        self.ballast = Ballast(self._folders.ballast, disk, settings.min_free_bytes)
         self._pid = os.getpid()
         self._closed = False
+        self._shown_seq = 0  # what an index of this boot showed had been acknowledged
+        if self._root in _inherited_roots:
+            raise WrongProcess
         refuse_network(self._root, mount_of(self._root))
         with _open_roots_lock:
             if self._root in _open_roots:
@@ -79,15 +101,23 @@ class LocalCatalog:
         try:
             self._lock = Lock(self._folders.lock, disk, settings.lock_wait_s)
             try:
-                self._folders.make(disk)
-                self._index = self._open_index()
+                try:
+                    self._folders.make(disk)
+                    self._index = self._open_index()
+                except (OSError, lmdb.Error) as error:
+                    # A full disk must open, or nothing could be deleted from it.
+                    if not is_full(error):
+                        raise
+                    if not self.ballast.release():
+                        raise StoreFull(self.ballast.free_bytes(), 0, self._root) from error
+                    self._folders.make(disk)
+                    self._index = self._open_index()
             except BaseException:
                 self._lock.close()
                 raise
         except BaseException:
             self._forget()
             raise
-        self.ballast = Ballast(self._folders.ballast, disk, settings.min_free_bytes)
         self.ballast.restore()
         self._checkpointing = threading.Lock()
         self._last_segment: Segment | None = None
@@ -101,7 +131,7 @@ class LocalCatalog:
             clock_gap_us_max=settings.clock_gap_us_max,
             after_group=self._after_group,
         )
-        os.register_at_fork(after_in_child=self._forked)
+        _open_catalogs.add(self)
 
     # --- opening
 
@@ -110,18 +140,30 @@ class LocalCatalog:
         index = self._trusted(self._lock.alone)
         if index is not None:
             return index
-        with self._lock.exclusive("rebuild the index"):
+        before = self._boot_inode()
+        with self._lock.exclusive(
+            "rebuild the index", done=lambda: self._boot_inode() not in (0, before)
+        ) as alone:
             # Another process may have done it while this one waited.
             index = self._trusted(alone=False)
             if index is not None:
                 return index
+            if not alone:
+                raise StoreBusy(self._root, "rebuild the index again")
             if not segments_in(self._folders.journal) and not checkpoints_in(
                 self._folders.checkpoints
             ):
                 begin_segment(self._folders, Segment(1, 1), self._disk)
-            index, _ = build_index(self._folders, self._disk)
+            index, _ = build_index(self._folders, self.ballast, self._disk, self._shown_seq)
             self._write_boot()
             return index
+
+    def _boot_inode(self) -> int:
+        """Another number for each BOOT that was written; 0 while there is none."""
+        try:
+            return (self._folders.index / "BOOT").stat().st_ino
+        except FileNotFoundError:
+            return 0
 
     def _trusted(self, alone: bool) -> Index | None:
         """Open the index when BOOT, schema and journal agree with it."""
@@ -139,13 +181,17 @@ class LocalCatalog:
         try:
             with index.read() as snapshot:
                 head = snapshot.head
+            self._shown_seq = head.position.seq
             if head.schema != SCHEMA:
                 raise IndexDamaged("it was built by another schema")
             reason = head.failed or self._off_journal(head)
             if reason:
-                self._renew(index, reason)
+                self._renew(index, boot, reason)
             else:
                 self._follow_journal(index)
+        except lmdb.DiskError:
+            index.close()
+            raise
         except (IndexDamaged, JournalDamaged, lmdb.Error):
             # The journal decides. Where it is damaged beyond this index, a checkpoint after
             # the damage may help, and if none does, building the index names what is lost.
@@ -170,6 +216,22 @@ class LocalCatalog:
             return read
         return "" if read[1] == head.position else "another frame stands in its place"
 
+    def _went_another_way(self, head: Head) -> bool:
+        """Whether valid frames stand where the index knows of others: then the journal is right.
+
+        Else the journal only lost its end, and what the index shows is all there is.
+        """
+        path = self._folders.journal / Segment(head.segment_epoch, head.segment_first_seq).filename
+        try:
+            with opened(path) as fd:
+                at = valid_at_or_after(fd, head.frame_start)
+                read = "" if at is None else read_frame(fd, at)
+        except FileNotFoundError:
+            return False
+        if isinstance(read, str):
+            return False
+        return at != head.frame_end or read[0].chain != head.position.chain
+
     def _follow_journal(self, index: Index) -> None:
         """Show what the journal holds beyond the index before anybody reads.
 
@@ -190,7 +252,7 @@ class LocalCatalog:
         if head.failed:
             raise CatalogFailed(head.failed)
 
-    def _renew(self, index: Index, reason: str) -> None:
+    def _renew(self, index: Index, boot: Boot, reason: str) -> None:
         """Begin a fresh segment after a failed sync, or where the journal lost its end.
 
         The index was written in this boot, so it shows acknowledged writes only, and
@@ -199,9 +261,22 @@ class LocalCatalog:
         and its frames are not counted on: they may be in the page cache alone. Raises
         JournalDamaged or IndexDamaged where the journal knows more than the index can follow.
         """
-        with self._lock.exclusive(f"repair the journal ({reason})"):
-            if Boot.read(self._folders.index) != Boot.of(self._folders.index, self._disk):
+
+        def remade() -> bool:
+            return Boot.read(self._folders.index) != boot
+
+        def mended() -> bool:
+            if remade():
+                return True
+            with index.read() as snapshot:
+                head = snapshot.head
+            return not head.failed and not self._off_journal(head)
+
+        with self._lock.exclusive(f"repair the journal ({reason})", done=mended) as alone:
+            if remade():
                 raise IndexDamaged("it was remade meanwhile")
+            if not alone:
+                return
             txn = index.begin()
             try:
                 head = LmdbSnapshot(txn).head
@@ -209,6 +284,8 @@ class LocalCatalog:
                 if not head.failed and not self._off_journal(head):
                     txn.abort()
                     return
+                if not head.failed and self._went_another_way(head):
+                    raise IndexDamaged("the journal went another way")
                 position = head.position
                 checkpoints = checkpoints_in(self._folders.checkpoints)
                 if checkpoints and checkpoints[-1] > Checkpoint(position.epoch, position.seq):
@@ -217,7 +294,13 @@ class LocalCatalog:
                 segments = segments_in(self._folders.journal)
                 # A lost segment that was the last one leaves nothing to catch up with.
                 if segment in segments or (segments and segments[-1] > segment):
-                    head, _ = catch_up(txn, head, self._folders)
+                    head, torn = catch_up(txn, head, self._folders)
+                    if torn is not None:
+                        # Nobody was told of it; left there, it would look like damage
+                        # once the journal goes on in the next segment.
+                        with opened(torn.path, os.O_RDWR) as fd:
+                            self._disk.truncate(fd, torn.start)
+                            self._disk.sync_data(fd)
                 put_head(txn, head)
                 txn.commit()
             except BaseException:
@@ -234,8 +317,7 @@ class LocalCatalog:
     @contextmanager
     def read(self) -> Iterator[Snapshot]:
         """See `cas.catalog.Catalog.read`."""
-        self._usable()
-        with self._index.read() as snapshot:
+        with self.inspect() as snapshot:
             yield snapshot
 
     def write(
@@ -247,6 +329,8 @@ class LocalCatalog:
         self._committer.submit(pending)
         pending.done.acquire()
         if pending.error is not None:
+            if isinstance(pending.error, IndexDamaged):
+                self._distrust()
             raise pending.error
         return cast(T, pending.result)
 
@@ -304,7 +388,7 @@ class LocalCatalog:
         self._usable()
         with opened(self._folders.checkpoints, os.O_RDONLY | os.O_DIRECTORY) as guard:
             fcntl.flock(guard, fcntl.LOCK_EX)
-            with self._index.read() as snapshot:
+            with self.inspect() as snapshot:
                 position = checkpoint_of(snapshot, self._folders, self._disk)
             self._prune()
         return position
@@ -329,8 +413,12 @@ class LocalCatalog:
     def inspect(self) -> Iterator[LmdbSnapshot]:
         """A snapshot that also shows the index itself: for doctor and the refcount audit."""
         self._usable()
-        with self._index.read() as snapshot:
-            yield snapshot
+        try:
+            with self._index.read() as snapshot:
+                yield snapshot
+        except IndexDamaged:
+            self._distrust()
+            raise
 
     def reader_check(self) -> int:
         """Free the reader slots of processes that were killed; returns how many."""
@@ -343,12 +431,52 @@ class LocalCatalog:
         return self._committer.groups, self._committer.writes
 
     def verify_state(self) -> Position:
-        """Add up all records; raises IndexDamaged when they are not the journal's state."""
-        self._usable()
-        with self._index.read() as snapshot:
+        """Add up all records and entries; raises IndexDamaged when either is not as it must be.
+
+        Records must be the state that the journal states, and the entries of unique keys and
+        indexes must be those of the records: a damaged entry hides a record from a list
+        without any error.
+        """
+        with self.inspect() as snapshot:
             position = snapshot.position
             if state_of(snapshot) != position.state:
                 raise IndexDamaged("its records do not add up to the state the journal states")
+            if not entries_add_up(snapshot):
+                raise IndexDamaged("its entries are not those of its records")
+        return position
+
+    def rebuild(
+        self, progress: Progress | None = None, built: Callable[[int], None] | None = None
+    ) -> Position:
+        """Make the index anew, prove its records by the state digest, and close the catalog.
+
+        `built` is told the number of ops applied before the proof begins. Returns where the
+        index stands. Raises StoreBusy while others have ROOT open (the index is as it was
+        then), JournalDamaged, IndexDamaged.
+        """
+        shown_seq = self.position().seq
+        self._closed = True  # for all other threads
+        try:
+            self._committer.close()
+            with self._checkpointing:
+                self._index.close()
+            with self._lock.exclusive("rebuild the index", done=lambda: False):
+                index, ops = build_index(
+                    self._folders, self.ballast, self._disk, shown_seq, progress
+                )
+                if built is not None:
+                    built(ops)
+                try:
+                    with index.read() as snapshot:
+                        position = snapshot.position
+                        if state_of(snapshot) != position.state:
+                            raise IndexDamaged("the journal does not add up to its own state")
+                    self._write_boot()
+                finally:
+                    index.close()
+        finally:
+            self._lock.close()
+            self._forget()
         return position
 
     # --- housekeeping
@@ -391,7 +519,7 @@ class LocalCatalog:
         try:
             if not self._closed:
                 self.checkpoint()
-        except (OSError, IndexDamaged):
+        except (OSError, lmdb.Error, CatalogError):
             # Checkpoints save time, not data: the next rotation tries again, and doctor
             # tells what is wrong with the index or the disk.
             return
@@ -405,6 +533,10 @@ class LocalCatalog:
             return
         for old in checkpoints[:-_CHECKPOINTS_KEPT]:
             self._disk.unlink(self._folders.checkpoints / old.filename)
+        # Left by a process that was killed: whoever prunes is the only one who writes here.
+        for name in os.listdir(self._folders.checkpoints):
+            if is_temporary(name):
+                self._disk.unlink(self._folders.checkpoints / name)
         self._disk.sync_folder(self._folders.checkpoints)
         oldest = checkpoints[-_CHECKPOINTS_KEPT]
         segments = segments_in(self._folders.journal)
@@ -419,6 +551,10 @@ class LocalCatalog:
             # in the journal looks like damage.
             self._disk.sync_folder(self._folders.journal)
 
+    def _distrust(self) -> None:
+        """Have the index made anew at the next opening, once everybody has let go of it."""
+        self._disk.unlink(self._folders.index / "BOOT")
+
     def _usable(self) -> None:
         if self._closed:
             raise CatalogClosed if os.getpid() == self._pid else WrongProcess
@@ -428,8 +564,18 @@ class LocalCatalog:
         if not self._closed:
             self._closed = True
             self._lock.close()
-            self._forget()
+            # LMDB's environment came along and must not be closed here, since that would
+            # clear the reader slots of the parent, nor opened a second time beside it.
+            _inherited_roots.add(self._root)
 
     def _forget(self) -> None:
         with _open_roots_lock:
             _open_roots.discard(self._root)
+
+
+def _after_fork() -> None:
+    for catalog in _open_catalogs:
+        catalog._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)

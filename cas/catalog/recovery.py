@@ -6,6 +6,7 @@ the index's position is synced and applied; a torn end is cut; damage is named.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,16 +17,17 @@ import lmdb
 import msgspec
 
 from cas.catalog import Position
+from cas.catalog.ballast import Ballast
+from cas.catalog.bulk import Bulk, Progress
 from cas.catalog.checkpoint import checkpoints_in, read_checkpoint, write_checkpoint
 from cas.catalog.journal import (
-    BEGINNING,
-    EPOCH_FIRST,
     Op,
     Placed,
     Segment,
     Stop,
     Tail,
     frames,
+    read_frame,
     segments_in,
     valid_at_or_after,
 )
@@ -42,7 +44,10 @@ from cas.catalog.lmdb import (
 from cas.durable import Disk, opened
 from cas.errors import IndexDamaged, JournalDamaged
 
-_OPS_PER_COMMIT = 20_000  # keeps LMDB's list of dirty pages, and so the memory, flat
+# An index takes five times the bytes of its journal where nothing in it was changed twice.
+_ROOM_FACTOR = 8
+_ROOM_STEP_BYTES = 1 << 20  # whole pages of any machine
+_ROOM_BYTES_MIN = 128 << 20  # below, making it takes no time worth a special way
 
 
 @final
@@ -94,7 +99,7 @@ def follow(
     last = after
     for number, segment in enumerate(segments):
         path = folder / segment.filename
-        for item in frames(path, segment, start):
+        for item in _frames_needed(path, segment, start, after):
             if isinstance(item, Stop):
                 later = (_holds_valid(folder, s) for s in segments[number + 1 :])
                 if item.valid_after is None and any(later):
@@ -113,6 +118,25 @@ def follow(
         start = 0
 
 
+def _frames_needed(
+    path: Path, segment: Segment, start: int | None, after: Position
+) -> Iterator[Placed | Stop]:
+    """The frames of a segment, passing over bad ones of which `after` proves the outcome."""
+    newest = 0
+    while start is not None:
+        begin, start = start, None
+        for item in frames(path, segment, begin):
+            if isinstance(item, Placed):
+                newest = item.frame.seq
+            elif item.valid_after is not None and newest < after.seq:
+                with opened(path) as fd:
+                    read = read_frame(fd, item.valid_after)
+                if not isinstance(read, str) and read[0].seq <= after.seq + 1:
+                    start = item.valid_after
+                    break
+            yield item
+
+
 def _holds_valid(folder: Path, segment: Segment) -> bool:
     with opened(folder / segment.filename) as fd:
         return valid_at_or_after(fd, 0) is not None
@@ -122,7 +146,8 @@ def roll_forward(txn: lmdb.Transaction[bytes], folders: Folders, tail: Tail, dis
     """Let the index catch up with the journal, under the writer lock.
 
     Frames that another process wrote, but was killed before it could show, are synced
-    first and then applied. Raises IndexDamaged when the index is ahead of the journal.
+    first and then applied. Raises JournalDamaged when the journal lost its end: the index
+    still shows it, and the next opening saves it from there.
     A sync that fails is marked in the head, here and on return: nobody may write, since
     asking again would prove nothing.
     """
@@ -132,11 +157,13 @@ def roll_forward(txn: lmdb.Transaction[bytes], folders: Folders, tail: Tail, dis
     try:
         size = tail.size(segment)
     except FileNotFoundError:
-        raise IndexDamaged("its segment of the journal is gone") from None
+        path = folders.journal / segment.filename
+        raise JournalDamaged(path, 0, "the segment is gone; reopen to save it") from None
     if size == head.frame_end and not (head.frame_end and following.exists()):
         return head
     if size < head.frame_end:
-        raise IndexDamaged("it is ahead of the journal")
+        path = folders.journal / segment.filename
+        raise JournalDamaged(path, size, "acknowledged frames are gone; reopen to save them")
     try:
         _settle(folders, segment, tail, disk)
         head, torn = catch_up(txn, head, folders)
@@ -177,6 +204,13 @@ def catch_up(
     return head, None
 
 
+def is_full(error: OSError | lmdb.Error) -> bool:
+    """Whether the kernel or LMDB says that there is no space."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, lmdb.DiskError)
+
+
 def _drop_unused(folders: Folders, head: Head, disk: Disk) -> None:
     """Remove segments after the head's: begun by somebody who was killed before any frame."""
     used = Segment(head.segment_epoch, head.segment_first_seq)
@@ -190,16 +224,32 @@ def _head_at(placed: Placed) -> Head:
     return Head(placed.position, segment.epoch, segment.first_seq, placed.start, placed.end, SCHEMA)
 
 
-def build_index(folders: Folders, disk: Disk) -> tuple[Index, int]:
+def build_index(
+    folders: Folders,
+    ballast: Ballast,
+    disk: Disk,
+    shown_seq: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Index, int]:
     """Make the index anew; the caller holds LOCK alone. Returns it and the ops applied.
 
-    From the newest checkpoint that is whole, and the journal after it; a torn end of the
-    journal is cut. BOOT is removed first and written by the caller last, so an index that
-    was being made is never taken for a good one. Raises JournalDamaged, naming the frame.
+    From the newest checkpoint that is whole, and the journal after it. A torn end of the
+    journal is cut, unless frames up to `shown_seq` would go with it. BOOT is written by the
+    caller, last, so an index that was being made is never taken for a good one. Raises
+    JournalDamaged, naming the frame.
     """
     _set_aside(folders, disk)
     try:
-        built = _build_from_newest(folders, disk)
+        try:
+            built = _build_from_newest(folders, disk, shown_seq, progress)
+        except (OSError, lmdb.Error) as error:
+            if not is_full(error):
+                raise
+            # A full disk must open, or nothing could be deleted from it: the ballast goes,
+            # and so does the old index, which took as much as the new one needs.
+            ballast.release()
+            shutil.rmtree(folders.index_aside)
+            built = _build_from_newest(folders, disk, shown_seq, progress)
     except BaseException:
         # What could not be replaced is not thrown away: it may be all that is left of
         # what the damage took.
@@ -209,34 +259,59 @@ def build_index(folders: Folders, disk: Disk) -> tuple[Index, int]:
     return built
 
 
-def _build_from_newest(folders: Folders, disk: Disk) -> tuple[Index, int]:
+def _build_from_newest(
+    folders: Folders, disk: Disk, shown_seq: int, progress: Progress | None
+) -> tuple[Index, int]:
     names = [c.filename for c in reversed(checkpoints_in(folders.checkpoints))]
     for name in [*names, None]:
-        index = _empty_index(folders, disk)
-        builder = _Builder(index)
+        checkpoint = folders.checkpoints / name if name else None
         try:
-            if name:
-                _load_checkpoint(builder, folders.checkpoints / name)
-            _load_journal(builder, folders, disk)
-            builder.finish()
+            try:
+                return _build_from(checkpoint, folders, disk, shown_seq, progress)
+            except lmdb.MapFullError:  # a rare kind of records: slower, but to the end
+                return _build_from(checkpoint, folders, disk, shown_seq, progress, roomy=False)
         except JournalDamaged as error:
-            index.close()
             # A bad checkpoint costs time, not data, while an older one and the journal
             # after it are there; damage of the journal itself is final.
-            if name and error.path == folders.checkpoints / name:
+            if checkpoint and error.path == checkpoint:
                 continue
             raise
-        except BaseException:
-            index.close()
-            raise
-        return index, builder.ops
     raise AssertionError("the last candidate returns or raises")
 
 
-def _empty_index(folders: Folders, disk: Disk) -> Index:
+def _build_from(
+    checkpoint: Path | None,
+    folders: Folders,
+    disk: Disk,
+    shown_seq: int,
+    progress: Progress | None,
+    *,
+    roomy: bool = True,
+) -> tuple[Index, int]:
+    paths = [folders.journal / segment.filename for segment in segments_in(folders.journal)]
+    source_bytes = sum(path.stat().st_size for path in [*paths, *filter(None, [checkpoint])])
+    index = _empty_index(folders, disk, source_bytes if roomy else 0)
+    try:
+        builder = Bulk(index, progress, source_bytes)
+        if checkpoint:
+            _load_checkpoint(builder, checkpoint)
+        _load_journal(builder, folders, disk, shown_seq)
+        builder.finish()
+        return index.settled(), builder.ops
+    except BaseException:
+        index.close()
+        raise
+
+
+def _empty_index(folders: Folders, disk: Disk, source_bytes: int) -> Index:
     shutil.rmtree(folders.index, ignore_errors=True)
     disk.make_folder(folders.index)
     disk.sync_folder(folders.catalog)
+    room_bytes = source_bytes * _ROOM_FACTOR // _ROOM_STEP_BYTES * _ROOM_STEP_BYTES
+    usage = os.statvfs(folders.catalog)
+    # Twice, since a filesystem that copies on write may need more than was allocated.
+    if _ROOM_BYTES_MIN <= room_bytes <= usage.f_bavail * usage.f_frsize // 2:
+        return Index.roomy(folders.index, room_bytes, disk)
     return Index(folders.index)
 
 
@@ -249,49 +324,25 @@ def _set_aside(folders: Folders, disk: Disk) -> None:
 
 
 def _put_back(folders: Folders) -> None:
-    shutil.rmtree(folders.index, ignore_errors=True)
-    os.rename(folders.index_aside, folders.index)
+    if folders.index_aside.exists():
+        shutil.rmtree(folders.index, ignore_errors=True)
+        os.rename(folders.index_aside, folders.index)
 
 
-@final
-class _Builder:
-    """Applies after-images in transactions of bounded size."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-        self._txn = index.begin()
-        self._pending = 0
-        self.ops = 0
-        self.head = Head(BEGINNING, EPOCH_FIRST, 1, 0, 0, SCHEMA)
-
-    def apply(self, ops: list[Op]) -> None:
-        for number, key, raw in ops:
-            replay(self._txn, number, key, raw)
-        self.ops += len(ops)
-        self._pending += len(ops)
-        if self._pending >= _OPS_PER_COMMIT:
-            self._txn.commit()
-            self._txn = self._index.begin()
-            self._pending = 0
-
-    def finish(self) -> None:
-        put_head(self._txn, self.head)
-        self._txn.commit()
-
-
-def _load_checkpoint(builder: _Builder, path: Path) -> None:
+def _load_checkpoint(builder: Bulk, path: Path) -> None:
     for item in read_checkpoint(path):
         if isinstance(item, Position):
             builder.head = Head(item, item.epoch, item.seq + 1, 0, 0, SCHEMA)
         else:
             builder.apply(item)
+    builder.read_bytes += path.stat().st_size
 
 
-def _load_journal(builder: _Builder, folders: Folders, disk: Disk) -> None:
+def _load_journal(builder: Bulk, folders: Folders, disk: Disk, shown_seq: int) -> None:
     synced: Segment | None = None
     for item in follow(folders.journal, builder.head.position):
         if isinstance(item, Stop):
-            if item.valid_after is not None:
+            if item.valid_after is not None or builder.head.position.seq < shown_seq:
                 raise item.error()
             with opened(item.path, os.O_RDWR) as fd:
                 disk.truncate(fd, item.start)
@@ -306,12 +357,13 @@ def _load_journal(builder: _Builder, folders: Folders, disk: Disk) -> None:
         for write in item.frame.writes:
             builder.apply(write.ops)
         builder.head = _head_at(item)
+        builder.read_bytes += item.end - item.start
     _end_of_journal(builder, folders, disk)
     _drop_unused(folders, builder.head, disk)
     disk.sync_folder(folders.journal)
 
 
-def _end_of_journal(builder: _Builder, folders: Folders, disk: Disk) -> None:
+def _end_of_journal(builder: Bulk, folders: Folders, disk: Disk) -> None:
     """Point the head at a segment that exists, even where no frame follows a checkpoint."""
     head = builder.head
     if head.frame_end:
@@ -340,6 +392,20 @@ def state_of(snapshot: LmdbSnapshot) -> bytes:
     for layout, key, raw in snapshot.records():
         total += record_state(layout.number, key, raw)
     return add_state(bytes(16), total)
+
+
+def entries_add_up(snapshot: LmdbSnapshot) -> bool:
+    """Whether the entries of every unique key and index are those due to the records."""
+    due = there = 0
+    for layout, key, raw in snapshot.records():
+        record = layout.read(raw)
+        for entry in layout.entries:
+            entry_key = entry.key(record)
+            if entry_key is not None:
+                due += record_state(0, entry_key, key)
+    for entry_key, key in snapshot.entries():
+        there += record_state(0, entry_key, key)
+    return due == there
 
 
 def checkpoint_of(snapshot: LmdbSnapshot, folders: Folders, disk: Disk) -> Position:
