@@ -18,7 +18,8 @@ A writer meets one of these:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import TypeVar, final
 
 import msgspec
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 # Each attempt is lost only to another writer or collector that made progress meanwhile.
 _ATTEMPTS_MAX = 50
+_DISCARDED_AT_ONCE = 50  # each may cost a folder sync under the writer lock
 
 
 class Moved(BlobcaskError):
@@ -70,8 +72,10 @@ class Adoption:
     def meeting(self, snapshot: Snapshot, tenant_id: str, measured: Measured) -> Meeting:
         """What a tenant's own copy of these bytes is good for."""
         blob = snapshot.get(Blob, measured.digest)
-        if blob is None or not self._trusted(blob, self._now_us(snapshot)):
+        if blob is None:
             return Meeting.PLACE
+        if not self._trusted(blob, self._now_us(snapshot)):
+            return Meeting.HEAL
         if held_by(snapshot, tenant_id, measured.size_bytes, measured.digest):
             return Meeting.LEAVE
         return Meeting.REHEARSE
@@ -93,7 +97,7 @@ class Adoption:
             with self._catalog.read() as snapshot:
                 meeting = self.meeting(snapshot, tenant_id, staged.measured)
             placed: Placed | None = None
-            if meeting is Meeting.PLACE:
+            if meeting in (Meeting.PLACE, Meeting.HEAL):
                 placed = self._blobs.place(staged)
             elif meeting is Meeting.REHEARSE:
                 self._blobs.rehearse(staged)
@@ -107,7 +111,7 @@ class Adoption:
                 self._collector.finish(staged.digest)
             except BaseException:
                 if placed is not None:
-                    self.discard(staged.digest, placed)
+                    self.discard([(staged.digest, placed)])
                 raise
         raise Conflict(f"blob {staged.digest.hex()} was replaced {_ATTEMPTS_MAX} times")
 
@@ -200,23 +204,28 @@ class Adoption:
             )
         return None
 
-    def discard(self, digest: Digest, placed: Placed) -> None:
-        """Remove the object that this writer placed, if nothing came to name it.
+    def discard(self, copies: Iterable[tuple[Digest, Placed]]) -> None:
+        """Remove the objects that this writer placed, where nothing came to name them.
 
-        In a transaction without ops: it needs no journal, hence no space, and the writer
-        lock keeps adopters away. One that counted on the object finds it gone and comes
+        In transactions without ops: they need no journal, hence no space, and the writer
+        lock keeps adopters away. One that counted on an object finds it gone and comes
         again with its own bytes.
         """
+        remaining = iter(copies)
+        while some := list(itertools.islice(remaining, _DISCARDED_AT_ONCE)):
 
-        def unlink(txn: Transaction) -> None:
-            if txn.get(Blob, digest) is None and self._blobs.stat(digest) == placed:
-                self._blobs.remove(digest)
+            def unlink(txn: Transaction, some: list[tuple[Digest, Placed]] = some) -> None:
+                self._blobs.remove_many(
+                    digest
+                    for digest, placed in some
+                    if txn.get(Blob, digest) is None and self._blobs.stat(digest) == placed
+                )
 
-        try:
-            self._catalog.write(unlink)
-        except (BlobcaskError, OSError):
-            # The first error is the one to tell; scrub removes an orphan after the grace.
-            return
+            try:
+                self._catalog.write(unlink)
+            except (BlobcaskError, OSError):
+                # The first error is the one to tell; scrub removes an orphan after the grace.
+                return
 
     def trusts(self, snapshot: Snapshot, digest: Digest) -> bool:
         """Whether the store has these bytes and need not see them again."""

@@ -28,6 +28,7 @@ import stat as modes
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, final
@@ -39,6 +40,7 @@ from cas.digest import Digest
 from cas.durable import DISK, Disk, SupportsRead, Temporary, opened, temporary_name
 from cas.errors import BlobMissing, DigestMismatch, SizeMismatch, StoreFull, TooLarge
 from cas.hashing import LANES_MAX, SMALL_BYTES, Hashing, Source, reading
+from cas.leftovers import Leftovers
 
 __all__ = ["Batch", "BlobFiles", "Measured", "Meeting", "Placed", "Seekable", "Source", "Staged"]
 
@@ -77,7 +79,8 @@ class Placed(msgspec.Struct, frozen=True):
 class Meeting(enum.Enum):
     """What is done with an own copy of bytes, once it is known what the store has of them."""
 
-    PLACE = "place"  # nobody has them, or nobody can be sure of them: this copy counts
+    PLACE = "place"  # nobody has them: this copy counts
+    HEAL = "heal"  # a record names them, but nobody can be sure of them: this copy counts
     REHEARSE = "rehearse"  # another tenant has them: work as hard, throw the result away
     LEAVE = "leave"  # the same tenant has them, and may know it
 
@@ -86,11 +89,12 @@ class Meeting(enum.Enum):
 class Staged:
     """An own verified copy without a name. Closing it unplaced leaves nothing on disk."""
 
-    __slots__ = ("_disk", "_temporary", "measured", "synced")
+    __slots__ = ("_disk", "_leftovers", "_temporary", "measured", "synced")
 
     def __init__(self, disk: Disk, temporary: Temporary, measured: Measured, synced: bool) -> None:
         self._disk = disk
         self._temporary: Temporary | None = temporary
+        self._leftovers: Leftovers | None = None
         self.measured = measured
         self.synced = synced
 
@@ -129,8 +133,16 @@ class Staged:
     def close(self) -> None:
         """Let go of the copy; what was placed stays. May be called twice."""
         temporary, self._temporary = self._temporary, None
-        if temporary is not None:
+        if temporary is None:
+            return
+        if self._leftovers is None:
             self._disk.discard(temporary)
+        else:
+            self._leftovers.add(partial(self._disk.discard, temporary))
+
+    def leave_to(self, leftovers: Leftovers) -> None:
+        """Let `leftovers` free the bytes after `close`, which then takes no time."""
+        self._leftovers = leftovers
 
     def __enter__(self) -> Self:
         return self
@@ -156,6 +168,11 @@ class BlobFiles:
         self._quarantine = self._root / "quarantine"
         self._prefix = f"{self._objects}/"
         self._lanes = threading.BoundedSemaphore(LANES_MAX)
+        self._leftovers = Leftovers()
+
+    def close(self) -> None:
+        """Wait until all that was rehearsed is freed. May be called twice."""
+        self._leftovers.close()
 
     def create(self) -> None:
         """Make the folders; durable on return, harmless when they are there.
@@ -266,7 +283,10 @@ class BlobFiles:
         hidden = f"{folder}/{temporary_name()}"
         try:
             staged.sync()
-            self._disk.link(staged.fd, hidden)
+            # Not a bare link: the copy may have been rehearsed, or placed and replaced, before.
+            self._give_name(staged, hidden)
+            # The copy itself is freed after the answer: placing has nothing to free.
+            staged.leave_to(self._leftovers)
             try:
                 self._disk.sync_folder(folder)
             finally:
@@ -503,6 +523,10 @@ class Batch:
                 self._hidden.append(hidden)
                 self._unsynced.append(hidden)
                 return measured, None
+            if meeting is Meeting.HEAL:
+                # Whoever reads what the record names must not get torn bytes, even where
+                # there are none now.
+                staged.sync()
             files._give_name(staged, name)
             self._unsynced.append(name)
             placed = Placed(os.fstat(staged.fd).st_ino, measured.size_bytes)
@@ -514,36 +538,49 @@ class Batch:
         finally:
             staged.close()
 
-    def sync(self) -> None:
-        """Make all blobs of the batch durable, names included. May be called repeatedly."""
+    def barrier(self) -> Callable[[], None]:
+        """What makes all that was stored since the last barrier durable, names included.
+
+        To be called before `close`; another thread may call it while this one goes on
+        storing.
+        """
         if self._fd is None:
             raise ValueError("the batch is closed")
-        if not self._unsynced:
+        names, self._unsynced = self._unsynced, []
+        return partial(self._sync, self._fd, names)
+
+    def sync(self) -> None:
+        """Make all blobs of the batch durable, names included. May be called repeatedly."""
+        self.barrier()()
+
+    def _sync(self, fd: int, names: list[str]) -> None:
+        if not names:
             return
         try:
             if self._disk.filesystem_sync_reports():
-                self._disk.sync_filesystem(self._fd)
+                self._disk.sync_filesystem(fd)
             else:
-                self._sync_each()
+                self._sync_each(names)
         except OSError as error:
             self._files._tell_full(error, 0)
             raise
-        self._unsynced.clear()
 
-    def _sync_each(self) -> None:
-        for name in self._unsynced:
-            with opened(name) as fd:
+    def _sync_each(self, names: list[str]) -> None:
+        for name in names:
+            # A collector may have removed it meanwhile; adopting it will tell.
+            with suppress(FileNotFoundError), opened(name) as fd:
                 self._disk.sync_data(fd)
-        for folder in sorted({os.path.dirname(name) for name in self._unsynced}):
+        for folder in sorted({os.path.dirname(name) for name in names}):
             self._disk.sync_folder(folder)
 
     def close(self) -> None:
-        """Throw away what was rehearsed. May be called twice."""
+        """Throw away what was rehearsed, after the answer. May be called twice."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
-        while self._hidden:
-            self._disk.unlink(self._hidden.pop())
+        for hidden in self._hidden:
+            self._files._leftovers.add(partial(self._disk.unlink, hidden))
+        self._hidden.clear()
 
     def __enter__(self) -> Self:
         return self

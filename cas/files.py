@@ -10,6 +10,7 @@ import io
 import itertools
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar, final
@@ -17,7 +18,7 @@ from typing import Generic, TypeVar, final
 import msgspec
 
 from cas.adoption import Adopted, Adoption, Moved, held_by
-from cas.blobs import BlobFiles, Measured, Seekable, Source
+from cas.blobs import Batch, BlobFiles, Measured, Seekable, Source
 from cas.catalog import Catalog, Snapshot, Transaction
 from cas.digest import Digest
 from cas.errors import (
@@ -38,6 +39,7 @@ T = TypeVar("T")
 
 PAGE_MAX = 1000
 _BATCH_WRITE = 1000  # files of a batch that share one frame: about 1 MB of journal
+_BATCH_STRETCH = 5000  # files of a batch that share one wait for the disk
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 
 
@@ -113,6 +115,17 @@ class Naming:
         )
         txn.insert(file)
         return file
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """One file of a batch whose bytes are on disk and not yet named."""
+
+    item: PutItem
+    begin: int  # where its source stood, should it be read again
+    naming: Naming
+    adopted: Adopted
 
 
 @final
@@ -238,44 +251,84 @@ class Files:
         run: str = DIRECT_RUN,
         retention: Retention | None = None,
     ) -> list[StoredFile]:
-        """Store many files with one durability barrier; all are durable on return.
+        """Store many files with one wait for the disk in thousands; durable on return.
 
         Sources are bytes, paths or seekable streams: one that meets another writer at the
         same bytes is read again. Records come in the order of the items. An error raises at
         once; files of earlier items may then be stored or not. Raises what `put` raises.
         """
-        prepared: list[tuple[PutItem, Naming, Adopted]] = []
+        prepared: list[_Prepared] = []
+        files: list[StoredFile] = []
         reserve_space(self._blobs, 0, self._min_free_bytes)
-        with self._blobs.batch() as batch:
-            for some in _chunks(items, _BATCH_WRITE):
-                with self._catalog.read() as snapshot:
-                    for item in some:
-                        naming = self._naming(
-                            item.name, run, item.filename, item.content_type, retention
-                        )
-                        measured, placed = batch.store(
-                            item.source,
-                            lambda m: self._adoption.meeting(snapshot, self._tenant_id, m),
-                            limit_bytes=self._limit_bytes,
-                        )
-                        prepared.append((item, naming, Adopted(measured, placed)))
-            batch.sync()
-            files: list[StoredFile] = []
-            for chunk in _chunks(prepared, _BATCH_WRITE):
-                files += self._name_chunk(chunk, run, retention)
+        try:
+            with self._blobs.batch() as batch, ThreadPoolExecutor(1, "put-many") as second:
+                named: Future[list[StoredFile]] | None = None
+                for stretch in _chunks(items, _BATCH_STRETCH):
+                    begin = len(prepared)
+                    for some in _chunks(stretch, _BATCH_WRITE):
+                        self._prepare(some, batch, run, retention, prepared)
+                    if named is not None:
+                        files += named.result()
+                    # The next stretch is written while this one is synced and named.
+                    named = second.submit(
+                        self._name_all, batch.barrier(), prepared[begin:], run, retention
+                    )
+                if named is not None:
+                    files += named.result()
+        except BaseException:
+            # What no record came to name would fill a full disk until the scrub.
+            self._adoption.discard(
+                (one.adopted.measured.digest, one.adopted.placed)
+                for one in prepared
+                if one.adopted.placed is not None
+            )
+            raise
+        return files
+
+    def _prepare(
+        self,
+        items: list[PutItem],
+        batch: Batch,
+        run: str,
+        retention: Retention | None,
+        prepared: list[_Prepared],
+    ) -> None:
+        """Bring the bytes of some items to disk, not durable yet; adds to `prepared`."""
+        with self._catalog.read() as snapshot:
+            for item in items:
+                naming = self._naming(item.name, run, item.filename, item.content_type, retention)
+                begin = _position(item.source)
+                measured, placed = batch.store(
+                    item.source,
+                    lambda m: self._adoption.meeting(snapshot, self._tenant_id, m),
+                    limit_bytes=self._limit_bytes,
+                )
+                prepared.append(_Prepared(item, begin, naming, Adopted(measured, placed)))
+
+    def _name_all(
+        self,
+        barrier: Callable[[], None],
+        prepared: list[_Prepared],
+        run: str,
+        retention: Retention | None,
+    ) -> list[StoredFile]:
+        barrier()
+        files: list[StoredFile] = []
+        for chunk in _chunks(prepared, _BATCH_WRITE):
+            files += self._name_chunk(chunk, run, retention)
         return files
 
     def _name_chunk(
-        self, chunk: list[tuple[PutItem, Naming, Adopted]], run: str, retention: Retention | None
+        self, chunk: list[_Prepared], run: str, retention: Retention | None
     ) -> list[StoredFile]:
         def name_all(txn: Transaction) -> list[StoredFile | None]:
             made: list[StoredFile | None] = []
-            for _, naming, adopted in chunk:
+            for one in chunk:
                 try:
-                    ready = self._adoption.adopt(txn, adopted) is None
+                    ready = self._adoption.adopt(txn, one.adopted) is None
                 except (Moved, BlobDeleting):
                     ready = False
-                made.append(naming.record(txn, adopted.measured) if ready else None)
+                made.append(one.naming.record(txn, one.adopted.measured) if ready else None)
             return made
 
         made = self._catalog.write(name_all, actor=self._actor, request_id=self._request_id)
@@ -284,14 +337,14 @@ class Files:
             if file is not None
             # Somebody else was at these bytes in between: alone, with all the care of `put`.
             else self.put(
-                _again(item.source),
-                name=item.name,
+                _again(one.item.source, one.begin),
+                name=one.item.name,
                 run=run,
-                filename=item.filename,
-                content_type=item.content_type,
+                filename=one.item.filename,
+                content_type=one.item.content_type,
                 retention=retention,
             )
-            for file, (item, _, _) in zip(made, chunk, strict=True)
+            for file, one in zip(made, chunk, strict=True)
         ]
 
     def _naming(
@@ -384,7 +437,10 @@ class Files:
         return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
 
     def _own(self, snapshot: Snapshot, reference: Reference, now_us: int) -> StoredFile:
-        file = snapshot.find(StoredFile, "storage_ref", str(reference))
+        file = None
+        if reference.tenant_id == self._tenant_id:
+            # A foreign reference is not even looked up: its time is that of an unknown one.
+            file = snapshot.find(StoredFile, "storage_ref", str(reference))
         if file is None or file.tenant_id != self._tenant_id or _expired(file, now_us):
             raise NotFound("file", str(reference))
         return file
@@ -423,10 +479,15 @@ def _seekable(source: Source) -> Path | Seekable:
     return source
 
 
-def _again(source: Source) -> Source:
+def _position(source: Source) -> int:
+    """Where a stream stands; 0 for what has no position."""
+    return source.tell() if isinstance(source, io.IOBase) and source.seekable() else 0
+
+
+def _again(source: Source, begin: int) -> Source:
     """The source, to be read a second time from where it began."""
     if isinstance(source, io.IOBase):
-        source.seek(0)
+        source.seek(begin)
     return source
 
 

@@ -70,9 +70,10 @@ class Collector:
     def execute(self, plan: CollectPlan) -> Collected:
         """Remove what the plan names and is still due; safe to stop anywhere and to repeat."""
         blobs = size_bytes = 0
-        with self._alone():
-            for start in range(0, len(plan.digests), _BATCH):
-                digests = plan.digests[start : start + _BATCH]
+        for start in range(0, len(plan.digests), _BATCH):
+            digests = plan.digests[start : start + _BATCH]
+            # A batch at a time: a writer that meets `deleting` waits for it, not for the plan.
+            with self._alone():
                 doomed = self._catalog.write(
                     lambda txn, digests=digests: [  # type: ignore[misc]
                         blob

@@ -6,7 +6,7 @@ days:N   hours:N   until:RFC3339   forever
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import final
 
 import msgspec
@@ -15,6 +15,7 @@ from cas.errors import InvalidRetention
 
 _HOUR_US = 3600 * 1_000_000
 _COUNT = re.compile(r"(days|hours):([0-9]{1,7})", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The last moment a datetime can name: a policy beyond it could not be shown to anybody.
 _LAST_US = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) * 1_000_000
 
@@ -53,7 +54,11 @@ def parse_retention(text: str) -> Retention:
             raise InvalidRetention(text, "not an RFC 3339 time after 'until:'") from None
         if moment.tzinfo is None:
             raise InvalidRetention(text, "a time needs its offset, as in 2030-01-01T00:00:00Z")
-        return Retention(text, until_us=int(moment.timestamp() * 1_000_000))
+        # Whole numbers throughout: a float of this size is off by microseconds.
+        until_us = (moment - _EPOCH) // timedelta(microseconds=1)
+        if not 0 <= until_us <= _LAST_US:
+            raise InvalidRetention(text, "a time is between 1970 and 9999")
+        return Retention(text, until_us=until_us)
     raise InvalidRetention(text, "use days:N, hours:N, until:RFC3339 or forever")
 
 

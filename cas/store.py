@@ -14,7 +14,7 @@ from cas.catalog.local import CatalogSettings, LocalCatalog
 from cas.clock import DAY_US, HOUR_US, Clock, SystemClock, advance, believable
 from cas.config import Settings
 from cas.digest import Digest
-from cas.durable import DISK, Disk
+from cas.durable import DISK, Disk, is_temporary
 from cas.errors import NotFound, UnsuitableRoot
 from cas.files import Files
 from cas.garbage import Collector
@@ -184,7 +184,9 @@ class Store:
 
     def close(self) -> None:
         """Decide what waits and let go of ROOT. Closing twice is fine."""
+        self.blobs.close()
         self.catalog.close()
+        self.blobs.close()
 
     def __enter__(self) -> Self:
         return self
@@ -217,12 +219,21 @@ def _check_version(root: Path, disk: Disk) -> None:
         root.mkdir(parents=True, exist_ok=True)
         # `keys` may come first: they are made before the first store is opened.
         ours = {"keys", "objects", "partial", "quarantine", "lost+found"}
-        foreign = [entry.name for entry in root.iterdir() if entry.name not in ours]
+        foreign = [
+            entry.name
+            for entry in root.iterdir()
+            # One that was killed while it wrote VERSION leaves a temporary behind.
+            if entry.name not in ours and not is_temporary(entry.name)
+        ]
+        if foreign and version_path.exists():
+            # Another process makes the store at this moment; VERSION comes first.
+            return _check_version(root, disk)
         if foreign:
             raise UnsuitableRoot(root, f"no store, and not empty: {min(foreign)}") from None
         disk.write_file(version_path, f"{FORMAT_VERSION}\n".encode())
-        return
+        return None
     if not text.isdigit() or int(text) > FORMAT_VERSION:
         raise UnsuitableRoot(
             root, f"its format is {text!r}; this version reads up to {FORMAT_VERSION}"
         )
+    return None

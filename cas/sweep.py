@@ -11,7 +11,7 @@ from typing import final
 
 import msgspec
 
-from cas.catalog import Catalog, Snapshot, Transaction
+from cas.catalog import Catalog, Key, Snapshot, Transaction
 from cas.records import EXPIRED, PENDING, PendingUpload, StoredFile
 from cas.uploads import close_upload
 
@@ -40,11 +40,7 @@ class Swept(msgspec.Struct, frozen=True):
 def plan_sweep(snapshot: Snapshot, now_us: int, limit: int = 10_000) -> SweepPlan:
     """Up to `limit` files and uploads each whose time is over at `now_us` (catalog time)."""
     due = (now_us + 1,)
-    files = [
-        file
-        for file in snapshot.range(StoredFile, "expiry", before=due, limit=limit)
-        if not file.hold
-    ]
+    files = _due_files(snapshot, due, limit)
     uploads = snapshot.range(PendingUpload, "expiry", before=due, limit=limit)
     return SweepPlan(
         now_us,
@@ -52,6 +48,19 @@ def plan_sweep(snapshot: Snapshot, now_us: int, limit: int = 10_000) -> SweepPla
         [file.storage_ref for file in files],
         [upload.upload_id for upload in uploads],
     )
+
+
+def _due_files(snapshot: Snapshot, due: Key, limit: int) -> list[StoredFile]:
+    """Files to end. Those on hold stay in the index, and must not keep others from their turn."""
+    files: list[StoredFile] = []
+    after: Key = ()
+    while len(files) < limit:
+        page = snapshot.range(StoredFile, "expiry", after=after, before=due, limit=limit)
+        files += [file for file in page if not file.hold]
+        if len(page) < limit:
+            break
+        after = (page[-1].expires_at or 0, page[-1].file_id)
+    return files[:limit]
 
 
 def execute_sweep(catalog: Catalog, plan: SweepPlan) -> Swept:

@@ -24,7 +24,14 @@ from cas.catalog import Catalog, Snapshot, Transaction
 from cas.clock import SECOND_US, rfc3339
 from cas.content import Content, look_at
 from cas.digest import Digest
-from cas.errors import FilesRefused, InvalidRequest, NotFound, RecordExists, UploadClosed
+from cas.errors import (
+    BlobMissing,
+    FilesRefused,
+    InvalidRequest,
+    NotFound,
+    RecordExists,
+    UploadClosed,
+)
 from cas.events import append_event
 from cas.files import DEFAULT_CONTENT_TYPE, PAGE_MAX, Naming, Page, reserve_space
 from cas.identifiers import new_id
@@ -169,16 +176,20 @@ class Uploads:
                 PendingUpload, index, prefix, before=before, limit=limit + 1, reverse=True
             )
         more = len(found) > limit
-        shown = [as_of(upload, now_us) for upload in found[:limit]]
-        return Page(shown, shown[-1].upload_id if more else None)
+        found = found[:limit]
+        shown = [as_of(upload, now_us) for upload in found]
+        if status is not None:  # one past its time stays among the pending until the sweep
+            shown = [upload for upload in shown if upload.status == status]
+        return Page(shown, found[-1].upload_id if more else None)
 
     def get(self, token: str) -> UploadLink:
         """The upload behind a token, if it is the tenant's; raises NotFound."""
         with self._catalog.read() as snapshot:
             upload = snapshot.find(PendingUpload, "upload_token", token)
+            now_us = self._now_us(snapshot)
         if upload is None or upload.tenant_id != self._tenant_id:
             raise NotFound("upload", token)
-        return self._open_link(upload, self._request_id)
+        return self._open_link(as_of(upload, now_us), self._request_id)
 
     def cancel(self, token: str) -> PendingUpload:
         """Close a pending upload and let go of its slots; raises NotFound, UploadClosed."""
@@ -276,7 +287,9 @@ class UploadLink:
 
             return self._adoption.commit(
                 staged,
-                self.upload.tenant_id,
+                # Nobody's own bytes: who has the token may be a stranger, and no work is
+                # skipped that would tell him what the tenant has (invariant 9).
+                "",
                 fill,
                 actor=self._actor,
                 request_id=self._request_id,
@@ -303,10 +316,18 @@ class UploadLink:
         can mend it.
         """
         while True:
-            slots = self.slots()
-            if self.upload.status != PENDING:  # nothing to judge: how it ended is the answer
-                raise UploadClosed(self.upload.status)
-            contents = [self._look(slot) for slot in slots]
+            with self._catalog.read() as snapshot:
+                upload = snapshot.get(PendingUpload, self.upload.upload_id) or self.upload
+                slots = slots_of(snapshot, upload)
+            for status in (self.upload.status, upload.status):
+                if status != PENDING:  # nothing to judge: how it ended is the answer
+                    raise UploadClosed(status)
+            try:
+                contents = [self._look(slot) for slot in slots]
+            except BlobMissing:
+                if self.slots() != slots:
+                    continue  # its bytes were replaced and collected while they were looked at
+                raise
             self._judge(slots, contents)
 
             def finish(
@@ -328,7 +349,9 @@ class UploadLink:
         with self._catalog.read() as snapshot:
             upload = snapshot.get(PendingUpload, self.upload.upload_id) or self.upload
             if upload.status != COMPLETED:
-                raise UploadClosed(upload.status)
+                # That it expired may be what only the clock says so far.
+                ended = upload if upload.status != PENDING else self.upload
+                raise UploadClosed(ended.status)
             files = [
                 file
                 for slot in slots_of(snapshot, upload)
@@ -393,7 +416,10 @@ class UploadLink:
     def _look(self, slot: UploadFile) -> Content:
         if slot.checksum_sha256 is None:
             raise UploadClosed(COMPLETED)
-        return look_at(self._blobs.path(slot.checksum_sha256))
+        try:
+            return look_at(self._blobs.path(slot.checksum_sha256))
+        except FileNotFoundError:
+            raise BlobMissing(slot.checksum_sha256.hex(), "no file has its name") from None
 
     def _check_slot(self, index: int) -> None:
         if not 0 <= index < self.upload.max_files:
