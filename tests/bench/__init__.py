@@ -1,0 +1,1 @@
+"""Benchmarks of single operations, and tests of the bench itself."""

@@ -1,0 +1,96 @@
+"""Ways to let something happen exactly between two steps, without threads or sleeps.
+
+An interposed action runs in the thread of the one that is interrupted, wholly, before the
+step goes on: the interleaving is forced, and the same at every run.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast, final
+
+from cas.catalog import Catalog, Transaction
+from cas.durable import Disk, Temporary
+from cas.store import Store
+
+T = TypeVar("T")
+Action = Callable[[], object]
+
+
+@final
+class InterposedCatalog:
+    """A catalog that runs the next waiting action before a write; else it is the real one."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self.before_write: deque[Action] = deque()
+
+    def write(
+        self, change: Callable[[Transaction], T], *, actor: str = "", request_id: str = ""
+    ) -> T:
+        if self.before_write:
+            self.before_write.popleft()()
+        return self._catalog.write(change, actor=actor, request_id=request_id)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._catalog, name)
+
+
+def interpose(owner: object) -> deque[Action]:
+    """Put an interposed catalog into `owner`; returns its queue of actions."""
+    interposed = InterposedCatalog(owner._catalog)  # type: ignore[attr-defined]
+    owner._catalog = cast(Catalog, interposed)  # type: ignore[attr-defined]
+    return interposed.before_write
+
+
+class InterposedDisk(Disk):
+    """A disk that runs actions before its steps, each once; what one raises fails the step."""
+
+    def __init__(self) -> None:
+        self.before: defaultdict[str, deque[Action]] = defaultdict(deque)
+
+    def _step(self, name: str) -> None:
+        waiting = self.before[name]
+        if waiting:
+            waiting.popleft()()
+
+    def temporary(self, folder: Path) -> Temporary:
+        self._step("temporary")
+        return super().temporary(folder)
+
+    def write(self, fd: int, data: bytes | bytearray | memoryview) -> None:
+        self._step("write")
+        super().write(fd, data)
+
+    def sync_data(self, fd: int) -> None:
+        self._step("sync_data")
+        super().sync_data(fd)
+
+    def sync_filesystem(self, fd: int) -> None:
+        self._step("sync_filesystem")
+        super().sync_filesystem(fd)
+
+    def link(self, fd: int, path: Path | str) -> None:
+        self._step("link")
+        super().link(fd, path)
+
+    def rename(self, source: Path | str, target: Path | str) -> None:
+        self._step("rename")
+        super().rename(source, target)
+
+    def unlink(self, path: Path | str) -> bool:
+        self._step("unlink")
+        return super().unlink(path)
+
+    def sync_folder(self, path: Path | str) -> None:
+        self._step("sync_folder")
+        super().sync_folder(path)
+
+
+def collect(store: Store) -> int:
+    """Collect all that is due; returns how many blobs went."""
+    with store.catalog.read() as snapshot:
+        plan = store.collector.plan(snapshot, store.now_us(snapshot))
+    return store.collector.execute(plan).blobs

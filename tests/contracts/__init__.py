@@ -1,0 +1,1 @@
+"""One suite per seam, which every implementation passes."""

@@ -1,0 +1,1 @@
+"""State machines that drive the store beside an oracle."""
