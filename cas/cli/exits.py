@@ -1,0 +1,57 @@
+"""Exit codes, one per class of error: the one table, which `blobcask --help` shows too.
+
+The first class that an error belongs to decides. Anything not listed is a bug, and comes
+with its traceback and Python's own code 1.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import click
+
+from cas import errors
+
+USAGE = 2
+FOUND_WRONG = 11
+INTERRUPTED = 130  # 128 + SIGINT
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+EXITS: tuple[tuple[type[BaseException], int, str], ...] = (
+    (errors.InvalidInput, USAGE, "wrong use: an option, a setting, a name or a reference"),
+    (errors.NotFound, 3, "no such file, upload or store"),
+    (errors.Mismatch, 4, "the bytes are not the promised ones"),
+    (errors.TooLarge, 4, "more bytes than allowed"),
+    (errors.Conflict, 5, "not possible in the present state, such as under a hold"),
+    (errors.StoreFull, 6, "no space left"),
+    (errors.BlobUnavailable, 7, "the bytes are missing or damaged"),
+    (errors.Damaged, 9, "the journal or the index is damaged"),
+    (errors.CatalogError, 8, "the store cannot serve: busy, failed or unsuitable"),
+    (errors.BlobcaskError, 1, "any other error"),
+    (OSError, 10, "the system refused: no permission, no such source, I/O error"),
+)
+
+
+@final
+class WrongFound(click.exceptions.Exit):
+    """A check did its work and found something wrong; the answer says what."""
+
+    def __init__(self) -> None:
+        super().__init__(FOUND_WRONG)
+
+
+def exit_code(error: BaseException) -> int | None:
+    """The code of an error, None when it is a bug."""
+    return next((code for kind, code, _ in EXITS if isinstance(error, kind)), None)
+
+
+def exit_table() -> str:
+    """The table for --help."""
+    meanings: dict[int, list[str]] = {0: ["done"]}
+    for _, code, meaning in EXITS:
+        meanings.setdefault(code, []).append(meaning)
+    meanings[FOUND_WRONG] = ["a check (doctor, scrub, journal verify) found something wrong"]
+    meanings[INTERRUPTED] = ["interrupted"]
+    meanings[BROKEN_PIPE] = ["whoever read the answer went away"]
+    lines = [f"{code:>5}  {'; '.join(texts)}" for code, texts in sorted(meanings.items())]
+    return "\n".join(["\b", "Exit codes:", *lines])
