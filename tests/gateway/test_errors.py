@@ -25,7 +25,7 @@ def answered(error: Exception) -> testing.Result:
             raise error
 
     app: falcon.App[falcon.Request, falcon.Response] = falcon.App(middleware=[errors.RequestIds()])
-    errors.install(app)
+    errors.install(app, reopen=lambda: None)
     app.add_route("/", Resource())
     return testing.TestClient(app).simulate_get("/")
 
