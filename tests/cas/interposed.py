@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar, cast, final
 
-from cas.catalog import Catalog, Transaction
+from cas.catalog import Catalog, Snapshot, Transaction
 from cas.durable import Disk, Temporary
 from cas.store import Store
 
@@ -21,11 +22,17 @@ Action = Callable[[], object]
 
 @final
 class InterposedCatalog:
-    """A catalog that runs the next waiting action before a write; else it is the real one."""
+    """A catalog that runs waiting actions, one before each read or write; else the real one."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self.before_write: deque[Action] = deque()
+        self.before_read: deque[Action] = deque()
+
+    def read(self) -> AbstractContextManager[Snapshot]:
+        if self.before_read:
+            self.before_read.popleft()()
+        return self._catalog.read()
 
     def write(
         self, change: Callable[[Transaction], T], *, actor: str = "", request_id: str = ""
@@ -38,11 +45,16 @@ class InterposedCatalog:
         return getattr(self._catalog, name)
 
 
+def interposed(owner: object) -> InterposedCatalog:
+    """Put an interposed catalog into `owner`, and return it."""
+    between = InterposedCatalog(owner._catalog)  # type: ignore[attr-defined]
+    owner._catalog = cast(Catalog, between)  # type: ignore[attr-defined]
+    return between
+
+
 def interpose(owner: object) -> deque[Action]:
-    """Put an interposed catalog into `owner`; returns its queue of actions."""
-    interposed = InterposedCatalog(owner._catalog)  # type: ignore[attr-defined]
-    owner._catalog = cast(Catalog, interposed)  # type: ignore[attr-defined]
-    return interposed.before_write
+    """Put an interposed catalog into `owner`; returns what happens before its writes."""
+    return interposed(owner).before_write
 
 
 class InterposedDisk(Disk):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,8 +70,11 @@ def blob_of(store: Store, digest: Digest) -> Blob:
 def spoil(store: Store, file: StoredFile, data: bytes) -> Path:
     """Write other bytes into the very file of a blob, as a bad disk does it."""
     path = store.blobs.path(file.checksum_sha256)
+    before = path.stat()
     path.chmod(0o644)
     path.write_bytes(data)
+    # As where a disk forgets: the time of the last write is what it was.
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     return path
 
 
@@ -379,3 +385,22 @@ def overwrite(txn: Transaction, old: Blob, new: Blob | None) -> None:
     was, now = layout.entry_keys(old), [] if new is None else layout.entry_keys(new)
     put_record(inner._txn, layout, key, was, now, raw)
     inner.ops[layout.number, key] = raw
+
+
+def test_a_process_without_descriptors_takes_no_blob_for_damaged(
+    store: Store, files: Files
+) -> None:
+    stored = [files.put(bytes([number]), name="x") for number in range(5)]
+    scrub_now = Scrub(store)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(3, taken), limits[1]))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            scrub_now.step()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    for file in stored:
+        assert blob_of(store, file.checksum_sha256).missing_at is None
+        assert store.blobs.path(file.checksum_sha256).exists()

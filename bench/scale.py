@@ -1,0 +1,55 @@
+"""How much is measured: what the targets speak of, or a quick look at the same things."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import final
+
+import msgspec
+
+from bench.corpus import KIB, MIB
+
+
+@final
+class Scale(msgspec.Struct, frozen=True):
+    """Sizes, counts and rounds of all workloads. Medians are of `rounds` runs a side."""
+
+    rounds: int = 5
+    large_bytes: int = 1 << 30
+    small_files: int = 20_000
+    sizes: tuple[tuple[int, int], ...] = (
+        (4 * KIB, 400),
+        (64 * KIB, 400),
+        (MIB, 100),
+        (16 * MIB, 20),
+        (256 * MIB, 3),
+    )  # bytes, and how many of each
+    commits: int = 8_000
+    slow_commits: int = 1_600
+    lookups: int = 20_000
+    journal_ops: int = 1_000_000
+    requests: int = 500
+    stream_bytes: int = 10 << 30
+
+
+FULL = Scale()
+QUICK = Scale(
+    rounds=3,
+    large_bytes=64 * MIB,
+    small_files=2_000,
+    sizes=((4 * KIB, 50), (MIB, 20), (16 * MIB, 5)),
+    commits=1_000,
+    slow_commits=200,
+    lookups=5_000,
+    journal_ops=50_000,
+    requests=50,
+    stream_bytes=256 * MIB,
+)
+
+
+@final
+class Bench(msgspec.Struct, frozen=True):
+    """What a workload is given: how much to do, and a folder to do it in."""
+
+    folder: Path
+    scale: Scale = FULL

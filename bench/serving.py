@@ -1,0 +1,120 @@
+"""A gateway in a process of its own, for the workloads over HTTP.
+
+`python -m bench.serving` serves the ROOT of the environment's settings with one worker and
+prints its address.
+
+    --buffered   stock gunicorn's gthread worker, whose body object the same app then reads
+                 as any WSGI app would: `wsgi.input` in reads of a MiB
+    --drain      an app that reads the body as the gateway does and stores nothing, for what
+                 receiving alone costs
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+import msgspec
+
+from bench.corpus import MIB
+from cas.clock import SystemClock
+from cas.config import Settings, StoreSettings, load_settings
+from gateway.auth import ADMIN, Tokens
+from gateway.body import body_of
+from gateway.keys import load_keys
+from gateway.wsgi import Server
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+TENANT = "bench"
+_BUFFERED = "--buffered"
+_DRAIN = "--drain"
+_START_S = 30.0
+
+
+@final
+class Serving(msgspec.Struct, frozen=True):
+    """A running gateway: where it listens, who may ask, and the process that answers."""
+
+    root: Path
+    host: str
+    port: int
+    token: str
+    arbiter_pid: int
+
+    @property
+    def worker_pid(self) -> int:
+        """The one process that answers requests."""
+        pid = self.arbiter_pid
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(child)
+
+
+@contextmanager
+def serving(root: Path, *, buffered: bool = False, drain: bool = False) -> Iterator[Serving]:
+    """Serve the store at `root` (made when it is absent) until the end of the block."""
+    root.mkdir(parents=True, exist_ok=True)
+    settings = Settings(store=StoreSettings(root=root))
+    token = Tokens(load_keys(settings).jwt, SystemClock().now_us).issue(
+        TENANT, "bench", (ADMIN,), 86_400
+    )
+    environ = {
+        **{name: text for name, text in os.environ.items() if "BLOBCASK" not in name},
+        "BLOBCASK_STORE__ROOT": str(root),
+        "BLOBCASK_GATEWAY__BIND": "127.0.0.1:0",
+        "BLOBCASK_GATEWAY__WORKERS": "1",
+    }
+    command = [sys.executable, "-m", "bench.serving"]
+    command += [flag for flag, wanted in ((_BUFFERED, buffered), (_DRAIN, drain)) if wanted]
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        if not address:
+            raise RuntimeError(f"the gateway ended with {process.wait()}")
+        host, _, port = address.removeprefix("http://").rpartition(":")
+        _await_worker(host, int(port))
+        yield Serving(root, host, int(port), token, process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+
+
+def _await_worker(host: str, port: int) -> None:
+    """The listener is there before the worker: its first answer says that the store is open."""
+    connection = http.client.HTTPConnection(host, port, timeout=_START_S)
+    connection.request("GET", "/healthz")
+    connection.getresponse().read()
+    connection.close()
+
+
+def drained(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    """A WSGI app that reads the body, in the reads that storing makes, and drops it."""
+    body, buffer, size_bytes = body_of(environ), memoryview(bytearray(MIB)), 0
+    while count := body.readinto(buffer):
+        size_bytes += count
+    answer = msgspec.json.encode({"size_bytes": size_bytes})
+    start_response("200 OK", [("Content-Length", str(len(answer)))])
+    return [answer]
+
+
+def main() -> None:
+    settings = load_settings(None, os.environ)
+    server = Server(settings, load_keys(settings), lambda address: print(address, flush=True))  # noqa: T201  # the answer
+    if _BUFFERED in sys.argv:
+        server.cfg.set("worker_class", "gthread")
+    if _DRAIN in sys.argv:
+        server.callable = drained
+    server.run()
+
+
+if __name__ == "__main__":
+    main()
