@@ -167,13 +167,13 @@ class Adoption:
             raise BlobDeleting(measured.digest.hex())
         seen = self._blobs.stat(measured.digest)
         if placed is None:
-            if blob is None or blob.missing_at is not None or seen != _object_of(blob):
+            if blob is None or blob.missing_at is not None or seen != object_of(blob):
                 raise Moved
             return None
         if seen is None:
             raise Moved
         if seen != placed:
-            if blob is not None and blob.missing_at is None and seen == _object_of(blob):
+            if blob is not None and blob.missing_at is None and seen == object_of(blob):
                 return None  # the other copy was adopted already
             return seen
         if blob is None:
@@ -188,6 +188,7 @@ class Adoption:
                     txn.now_us,
                     state=CONDEMNED,
                     condemned_at=txn.now_us,
+                    mtime_ns=placed.mtime_ns,
                 )
             )
         else:
@@ -195,6 +196,7 @@ class Adoption:
                 msgspec.structs.replace(
                     blob,
                     inode=placed.inode,
+                    mtime_ns=placed.mtime_ns,
                     size_bytes=placed.size_bytes,
                     blake3=measured.blake3,
                     verified_at=txn.now_us,
@@ -215,10 +217,15 @@ class Adoption:
         while some := list(itertools.islice(remaining, _DISCARDED_AT_ONCE)):
 
             def unlink(txn: Transaction, some: list[tuple[Digest, Placed]] = some) -> None:
+                # Not durably, which would take a sync a folder under the writer lock: an
+                # orphan that a power cut brings back harms nobody.
                 self._blobs.remove_many(
-                    digest
-                    for digest, placed in some
-                    if txn.get(Blob, digest) is None and self._blobs.stat(digest) == placed
+                    (
+                        digest
+                        for digest, placed in some
+                        if txn.get(Blob, digest) is None and self._blobs.stat(digest) == placed
+                    ),
+                    durable=False,
                 )
 
             try:
@@ -238,12 +245,13 @@ class Adoption:
             and blob.missing_at is None
             and blob.local
             and now_us - blob.verified_at <= self._trust_us
-            and self._blobs.stat(blob.digest) == _object_of(blob)
+            and self._blobs.stat(blob.digest) == object_of(blob)
         )
 
 
-def _object_of(blob: Blob) -> Placed:
-    return Placed(blob.inode, blob.size_bytes)
+def object_of(blob: Blob) -> Placed:
+    """The file that a blob record speaks of."""
+    return Placed(blob.inode, blob.size_bytes, blob.mtime_ns)
 
 
 def held_by(snapshot: Snapshot, tenant_id: str, size_bytes: int, digest: Digest) -> bool:

@@ -15,7 +15,8 @@ from typing import Literal, final
 
 import msgspec
 
-from cas.blobs import SHARDS, Placed
+from cas.adoption import object_of
+from cas.blobs import SHARDS
 from cas.catalog import Position
 from cas.catalog.checkpoint import checkpoints_in, read_checkpoint
 from cas.catalog.recovery import Folders, entries_add_up, state_of, verify_journal
@@ -295,7 +296,7 @@ def _blob(store: Store, blob: Blob, now_us: int) -> Finding | None:
     if placed.size_bytes != blob.size_bytes:
         what = f"blob {name} has {placed.size_bytes:,} bytes of {blob.size_bytes:,}"
         return Finding(DAMAGE, 7, what, _SCRUB)
-    if placed != Placed(blob.inode, blob.size_bytes):
+    if placed != object_of(blob):
         # A copy of ROOT has other inodes: its bytes are likely good, and not verified yet.
         return Finding(NOTE, 7, f"blob {name} is another file than was verified", _SCRUB)
     return None

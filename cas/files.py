@@ -9,8 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar, final
@@ -18,7 +17,7 @@ from typing import Generic, TypeVar, final
 import msgspec
 
 from cas.adoption import Adopted, Adoption, Moved, held_by
-from cas.blobs import Batch, BlobFiles, Measured, Seekable, Source
+from cas.blobs import BlobFiles, Measured, Meeting, Seekable, Source
 from cas.catalog import Catalog, Snapshot, Transaction
 from cas.digest import Digest
 from cas.errors import (
@@ -27,7 +26,6 @@ from cas.errors import (
     Held,
     NotFound,
     SizeMismatch,
-    StoreFull,
     TooLarge,
 )
 from cas.identifiers import new_id
@@ -38,8 +36,9 @@ from cas.retention import Retention, longer
 T = TypeVar("T")
 
 PAGE_MAX = 1000
+_STRETCH_FILES = 20_000  # of a batch, that share one durability barrier
+_STRETCH_BYTES = 256 << 20  # of sources in memory: a longer batch has more barriers
 _BATCH_WRITE = 1000  # files of a batch that share one frame: about 1 MB of journal
-_BATCH_STRETCH = 5000  # files of a batch that share one wait for the disk
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 
 
@@ -94,7 +93,9 @@ class Naming:
             if later == found.expires_at:
                 return found
             found = msgspec.structs.replace(
-                found, expires_at=later, retention_policy=self.retention.text
+                found,
+                expires_at=later,
+                retention_policy=self.retention.text,
             )
             txn.replace(found)
             return found
@@ -144,7 +145,6 @@ class Files:
         scheme: str,
         default_retention: Retention,
         limit_bytes: int,
-        min_free_bytes: int,
         now_us: Callable[[Snapshot], int],
     ) -> None:
         self._catalog = catalog
@@ -156,7 +156,6 @@ class Files:
         self._scheme = scheme
         self._default_retention = default_retention
         self._limit_bytes = limit_bytes
-        self._min_free_bytes = min_free_bytes
         self._now_us = now_us
 
     # --- storing
@@ -185,7 +184,6 @@ class Files:
         """
         naming = self._naming(name, run, filename, content_type, retention)
         limit = min(filter(None, (limit_bytes, self._limit_bytes)), default=0)
-        reserve_space(self._blobs, promised_size or 0, self._min_free_bytes)
         known = self._already_held(source, promised_size, promised_digest, limit)
         if known is not None:
             measured = known
@@ -251,30 +249,37 @@ class Files:
         run: str = DIRECT_RUN,
         retention: Retention | None = None,
     ) -> list[StoredFile]:
-        """Store many files with one wait for the disk in thousands; durable on return.
+        """Store many files with one durability barrier (one for each 20,000 files or 256 MiB
+        in memory); all are durable on return.
 
         Sources are bytes, paths or seekable streams: one that meets another writer at the
         same bytes is read again. Records come in the order of the items. An error raises at
         once; files of earlier items may then be stored or not. Raises what `put` raises.
         """
+        files: list[StoredFile] = []
+        for stretch in _stretches(items):
+            files += self._put_stretch(stretch, run, retention)
+        return files
+
+    def _put_stretch(
+        self, items: list[PutItem], run: str, retention: Retention | None
+    ) -> list[StoredFile]:
         prepared: list[_Prepared] = []
         files: list[StoredFile] = []
-        reserve_space(self._blobs, 0, self._min_free_bytes)
         try:
-            with self._blobs.batch() as batch, ThreadPoolExecutor(1, "put-many") as second:
-                named: Future[list[StoredFile]] | None = None
-                for stretch in _chunks(items, _BATCH_STRETCH):
-                    begin = len(prepared)
-                    for some in _chunks(stretch, _BATCH_WRITE):
-                        self._prepare(some, batch, run, retention, prepared)
-                    if named is not None:
-                        files += named.result()
-                    # The next stretch is written while this one is synced and named.
-                    named = second.submit(
-                        self._name_all, batch.barrier(), prepared[begin:], run, retention
+            with self._blobs.batch() as batch:
+                for item in items:
+                    naming = self._naming(
+                        item.name, run, item.filename, item.content_type, retention
                     )
-                if named is not None:
-                    files += named.result()
+                    begin = _position(item.source)
+                    measured, placed = batch.store(
+                        item.source, self._meet, limit_bytes=self._limit_bytes
+                    )
+                    prepared.append(_Prepared(item, begin, naming, Adopted(measured, placed)))
+                batch.sync()
+                for chunk in _chunks(prepared, _BATCH_WRITE):
+                    files += self._name_chunk(chunk, run, retention)
         except BaseException:
             # What no record came to name would fill a full disk until the scrub.
             self._adoption.discard(
@@ -285,38 +290,11 @@ class Files:
             raise
         return files
 
-    def _prepare(
-        self,
-        items: list[PutItem],
-        batch: Batch,
-        run: str,
-        retention: Retention | None,
-        prepared: list[_Prepared],
-    ) -> None:
-        """Bring the bytes of some items to disk, not durable yet; adds to `prepared`."""
+    def _meet(self, measured: Measured) -> Meeting:
+        # A snapshot of its own: one for the whole batch would pin index pages for as long
+        # as the sources take to be read.
         with self._catalog.read() as snapshot:
-            for item in items:
-                naming = self._naming(item.name, run, item.filename, item.content_type, retention)
-                begin = _position(item.source)
-                measured, placed = batch.store(
-                    item.source,
-                    lambda m: self._adoption.meeting(snapshot, self._tenant_id, m),
-                    limit_bytes=self._limit_bytes,
-                )
-                prepared.append(_Prepared(item, begin, naming, Adopted(measured, placed)))
-
-    def _name_all(
-        self,
-        barrier: Callable[[], None],
-        prepared: list[_Prepared],
-        run: str,
-        retention: Retention | None,
-    ) -> list[StoredFile]:
-        barrier()
-        files: list[StoredFile] = []
-        for chunk in _chunks(prepared, _BATCH_WRITE):
-            files += self._name_chunk(chunk, run, retention)
-        return files
+            return self._adoption.meeting(snapshot, self._tenant_id, measured)
 
     def _name_chunk(
         self, chunk: list[_Prepared], run: str, retention: Retention | None
@@ -450,13 +428,6 @@ def _expired(file: StoredFile, now_us: int) -> bool:
     return file.expires_at is not None and file.expires_at <= now_us and not file.hold
 
 
-def reserve_space(blobs: BlobFiles, needed_bytes: int, min_free_bytes: int) -> None:
-    """Raise StoreFull where the bytes would take the free space below the watermark."""
-    free = blobs.free_bytes()
-    if free - needed_bytes < min_free_bytes:
-        raise StoreFull(free, needed_bytes, blobs.root)
-
-
 def _length(source: Source) -> int | None:
     """How many bytes a source that can be read twice holds; None for streams."""
     if isinstance(source, bytes | bytearray | memoryview):
@@ -489,6 +460,21 @@ def _again(source: Source, begin: int) -> Source:
     if isinstance(source, io.IOBase):
         source.seek(begin)
     return source
+
+
+def _stretches(items: Iterable[PutItem]) -> Iterator[list[PutItem]]:
+    """The items in stretches that share a barrier, so that memory is bounded for any batch."""
+    stretch: list[PutItem] = []
+    held_bytes = 0
+    for item in items:
+        stretch.append(item)
+        if isinstance(item.source, bytes | bytearray | memoryview):
+            held_bytes += memoryview(item.source).nbytes
+        if len(stretch) >= _STRETCH_FILES or held_bytes >= _STRETCH_BYTES:
+            yield stretch
+            stretch, held_bytes = [], 0
+    if stretch:
+        yield stretch
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterable[list[T]]:

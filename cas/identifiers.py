@@ -7,7 +7,6 @@ second index. The random part is 74 bits from the kernel.
 from __future__ import annotations
 
 import os
-import uuid
 
 
 def new_id(now_us: int) -> str:
@@ -16,4 +15,5 @@ def new_id(now_us: int) -> str:
     value = (now_us // 1000) & ((1 << 48) - 1)
     value = value << 16 | 0x7000 | random & 0x0FFF
     value = value << 64 | 0b10 << 62 | random >> 12 & ((1 << 62) - 1)
-    return str(uuid.UUID(int=value))
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -65,6 +65,7 @@ class Blob(Record, frozen=True, array_like=True):
     deleting_at: int | None = None
     missing_at: int | None = None  # since when good bytes are known to be nowhere
     local: bool = True  # the bytes are in objects/
+    mtime_ns: int = 0  # of the object too: inode numbers are used again
 
     schema: ClassVar[Schema] = Schema(
         "blobs",

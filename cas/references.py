@@ -88,9 +88,11 @@ def check_name(text: str) -> str:
         raise InvalidName(text[:32] + "…", f"longer than {NAME_CHARS_MAX} characters")
     if text in (".", ".."):
         raise InvalidName(text, "names a folder")
+    if "/" in text or "\\" in text:
+        raise InvalidName(text, "holds a path separator")
+    if text.isprintable():  # none of the kinds below, and told at once: most names
+        return text
     for char in text:
-        if char in "/\\":
-            raise InvalidName(text, "holds a path separator")
         # Cc control, Cs surrogate, Zl/Zp line breaks; Cf holds the bidirectional controls
         # and other invisible marks. The joiners are Cf too, but Persian and emoji need them.
         kind = unicodedata.category(char)

@@ -17,6 +17,7 @@ first would send its writer back to bring the bytes again (see `adoption`).
 
 from __future__ import annotations
 
+import errno
 import os
 import stat as modes
 import time
@@ -28,6 +29,7 @@ from typing import Any, final
 
 import msgspec
 
+from cas.adoption import object_of
 from cas.blobs import SHARDS, Placed
 from cas.catalog import Key, Transaction
 from cas.digest import Digest, parse_digest
@@ -38,6 +40,8 @@ from cas.refcounts import Miscount, miscounts
 from cas.store import Store
 
 _ACTOR = "scrub"
+# What a disk says of bytes that it cannot give back.
+_BAD_DISK = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
 _SHARD_MARK = "scrub_shard"  # the shard folder that the walk comes to next
 _SHARDS_A_MARK = 16  # how often the position is written down
 _BATCH_BLOBS = 64  # records a transaction: under a ms of the writer lock
@@ -209,13 +213,16 @@ class Scrub:
             measured = files.check(blob.digest, blob.blake3, self._rate)
         except BlobMissing:
             return _Look(blob, _Verdict.MISSING, None)
-        except OSError:  # EIO: the disk itself says that the bytes are gone
+        except OSError as error:
+            if error.errno not in _BAD_DISK:
+                # This process lacks descriptors, memory or rights: the blob is not to blame.
+                raise
             return _Look(blob, _Verdict.DAMAGED, seen)
         report.checked += 1
         good = measured.digest == blob.digest and measured.size_bytes == blob.size_bytes
         if not good:
             return _Look(blob, _Verdict.DAMAGED, seen)
-        known = seen == Placed(blob.inode, blob.size_bytes) and blob.missing_at is None
+        known = seen == object_of(blob) and blob.missing_at is None
         # Of another file than the record knows, who brought it may not have synced it.
         if not known and files.sync_existing(blob.digest) != seen:
             return None
@@ -267,7 +274,11 @@ class Scrub:
         if look.verdict is _Verdict.GOOD:
             assert look.placed is not None
             changed = msgspec.structs.replace(
-                blob, inode=look.placed.inode, verified_at=txn.now_us, missing_at=None
+                blob,
+                inode=look.placed.inode,
+                mtime_ns=look.placed.mtime_ns,
+                verified_at=txn.now_us,
+                missing_at=None,
             )
         elif blob.missing_at is None:
             changed = msgspec.structs.replace(blob, missing_at=txn.now_us)

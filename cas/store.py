@@ -11,7 +11,8 @@ from cas.adoption import Adoption
 from cas.blobs import BlobFiles
 from cas.catalog import Snapshot, Transaction
 from cas.catalog.local import CatalogSettings, LocalCatalog
-from cas.clock import DAY_US, HOUR_US, Clock, SystemClock, advance, believable
+from cas.catalog.recovery import has_journal
+from cas.clock import DAY_US, HOUR_US, Clock, SystemClock, advance, believable, rfc3339
 from cas.config import Settings
 from cas.digest import Digest
 from cas.durable import DISK, Disk, is_temporary
@@ -38,7 +39,7 @@ class Store:
         self.clock = clock
         self.disk = disk
         self.catalog = catalog
-        self.blobs = BlobFiles(root, disk)
+        self.blobs = BlobFiles(root, disk, settings.store.min_free)
         self.collector = Collector(root, catalog, self.blobs, settings.store.grace)
         self.adoption = Adoption(
             catalog,
@@ -51,7 +52,6 @@ class Store:
             parse_retention(f"days:{settings.uploads.default_retention_days}"),
             settings.uploads.default_expiry_hours * HOUR_US,
             settings.uploads.max_file_size_mb << 20,
-            settings.store.min_free,
             settings.references.scheme,
         )
 
@@ -73,7 +73,11 @@ class Store:
         clock = clock or SystemClock()
         root = root.absolute()
         _check_version(root, disk)
-        BlobFiles(root, disk).create()
+        blobs = BlobFiles(root, disk)
+        blobs.create()
+        if not has_journal(root) and blobs.has_blobs():
+            # A fresh catalog would make all of them orphans, and the scrub would remove them.
+            raise UnsuitableRoot(root, "it holds blobs, but their catalog is gone; restore it")
         catalog = LocalCatalog(
             root,
             CatalogSettings(
@@ -121,7 +125,6 @@ class Store:
             scheme=self._policy.scheme,
             default_retention=self._policy.default_retention,
             limit_bytes=self._policy.limit_bytes,
-            min_free_bytes=self._policy.min_free_bytes,
             now_us=self.now_us,
         )
 
@@ -181,6 +184,20 @@ class Store:
             f"the clock is {(now_us - last_us) // DAY_US} days ahead of the last write and "
             "not synchronised"
         )
+
+    def accept_clock(self) -> None:
+        """Take the clock's time for right, however far it leads (invariant 10); durable."""
+
+        def accept(txn: Transaction) -> None:
+            mark = Mark("clock_accepted", rfc3339(self.clock.now_us()))
+            found = txn.get(Mark, mark.name)
+            if found is None:
+                txn.insert(mark)
+            elif found != mark:
+                txn.replace(mark)
+
+        self.catalog.accept_clock()
+        self.catalog.write(accept, actor="operator")
 
     def close(self) -> None:
         """Decide what waits and let go of ROOT. Closing twice is fine."""

@@ -82,17 +82,15 @@ def execute_sweep(catalog: Catalog, plan: SweepPlan) -> Swept:
             return ended
 
         files += catalog.write(end_files, actor=_ACTOR)
-    for start in range(0, len(plan.upload_ids), _BATCH):
-        chunk = plan.upload_ids[start : start + _BATCH]
+    for upload_id in plan.upload_ids:
 
-        def end_uploads(txn: Transaction, chunk: list[str] = chunk) -> int:
-            ended = 0
-            for upload_id in chunk:
-                upload = txn.get(PendingUpload, upload_id)
-                if upload and upload.status == PENDING and upload.expires_at <= plan.now_us:
-                    close_upload(txn, upload, EXPIRED)
-                    ended += 1
-            return ended
+        def end_upload(txn: Transaction, upload_id: str = upload_id) -> int:
+            upload = txn.get(PendingUpload, upload_id)
+            if upload is None or upload.status != PENDING or upload.expires_at > plan.now_us:
+                return 0
+            close_upload(txn, upload, EXPIRED)
+            return 1
 
-        uploads += catalog.write(end_uploads, actor=_ACTOR)
+        # One a transaction: an upload may have a thousand slots to let go of.
+        uploads += catalog.write(end_upload, actor=_ACTOR)
     return Swept(files, uploads)

@@ -33,7 +33,7 @@ from cas.errors import (
     UploadClosed,
 )
 from cas.events import append_event
-from cas.files import DEFAULT_CONTENT_TYPE, PAGE_MAX, Naming, Page, reserve_space
+from cas.files import DEFAULT_CONTENT_TYPE, PAGE_MAX, Naming, Page
 from cas.identifiers import new_id
 from cas.records import (
     CANCELLED,
@@ -90,7 +90,6 @@ class Policy:
     default_retention: Retention
     default_expiry_us: int
     limit_bytes: int  # 0: none
-    min_free_bytes: int
     scheme: str
 
 
@@ -258,7 +257,6 @@ class UploadLink:
         self._check_slot(index)
         if self.upload.status != PENDING:
             raise UploadClosed(self.upload.status)
-        reserve_space(self._blobs, promised_size or 0, self._policy.min_free_bytes)
         with self._blobs.stage(
             source,
             promised_size=promised_size,

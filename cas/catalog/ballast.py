@@ -26,9 +26,11 @@ class Ballast:
         self._path = path
         self._disk = disk
         self._keep_free_bytes = keep_free_bytes
+        self.given_back = False  # by this process, and not laid again since
 
     def release(self) -> bool:
         """Give the space back; False when there was none left to give."""
+        self.given_back = True
         try:
             with opened(self._path, os.O_RDWR) as fd:
                 if os.fstat(fd).st_size == 0:
@@ -43,6 +45,7 @@ class Ballast:
         """Lay the ballast where it is missing and there is room; True when it lies."""
         try:
             if self._path.stat().st_size == BALLAST_BYTES:
+                self.given_back = False
                 return True
         except FileNotFoundError:
             pass
@@ -60,6 +63,7 @@ class Ballast:
         except OSError:
             # A comfort, not a promise: a store that cannot lay it opens and serves.
             return False
+        self.given_back = False
         return True
 
     def free_bytes(self) -> int:

@@ -12,6 +12,7 @@ new blobs and files: 57,000 a second op by op, 70,000 sorted, 88,000 mapped as w
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import final
 
@@ -24,6 +25,7 @@ from cas.catalog.lmdb import LAYOUT_OF_NUMBER, SCHEMA, Head, Index, Layout, put_
 # About 1 KB of memory an op while it is gathered and sorted.
 OPS_PER_BATCH = 20_000
 _CHECKSUM_BYTES = 8
+_first = operator.itemgetter(0)  # comparing keys alone takes two thirds of comparing pairs
 
 Progress = Callable[[int, int], None]  # bytes of checkpoint and journal read, and in all
 
@@ -102,7 +104,5 @@ def _write(txn: lmdb.Transaction[bytes], layout: Layout, images: dict[bytes, byt
         cursor.putmulti(records)
         for column in zip(*entries, strict=True):
             pairs = zip(column, kept, strict=True)
-            if None in column:
-                cursor.putmulti(sorted((entry, key) for entry, key in pairs if entry is not None))
-            else:
-                cursor.putmulti(sorted(pairs))
+            due = (pair for pair in pairs if pair[0] is not None) if None in column else pairs
+            cursor.putmulti(sorted(due, key=_first))

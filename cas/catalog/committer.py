@@ -23,11 +23,18 @@ import msgspec
 from cas.catalog import Transaction
 from cas.catalog.ballast import Ballast
 from cas.catalog.journal import Frame, Segment, Tail, Write, encode_frame
-from cas.catalog.lmdb import SCHEMA, Head, Index, LmdbTransaction, add_state, put_head
-from cas.catalog.recovery import Folders, roll_forward
+from cas.catalog.lmdb import DAMAGE, SCHEMA, Head, Index, LmdbTransaction, add_state, put_head
+from cas.catalog.recovery import SHORTAGE, Folders, roll_forward
 from cas.clock import Clock, advance
 from cas.durable import Disk
-from cas.errors import BlobcaskError, CatalogClosed, CatalogFailed, IndexDamaged, StoreFull
+from cas.errors import (
+    BlobcaskError,
+    CatalogClosed,
+    CatalogError,
+    CatalogFailed,
+    IndexDamaged,
+    StoreFull,
+)
 
 # A group stops growing here, so that no writer waits long for strangers' bytes.
 GROUP_BYTES = 4 << 20
@@ -77,6 +84,7 @@ class Committer:
         self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         self._broken = ""  # why this process may not write any more
         self._behind = False  # there was no room to show what was committed last
+        self._accept_clock = False
         self._closing = threading.Lock()  # between a late submit and the end of the thread
         self._closed = False
         self.groups = 0  # how many frames this process wrote, and of how many writes
@@ -102,6 +110,19 @@ class Committer:
 
     def _run(self) -> None:
         waiting: list[Pending] = []
+        try:
+            self._decide_all(waiting)
+        finally:
+            # Should this thread ever end otherwise than by `close`, nobody may wait for it.
+            with self._closing:
+                self._closed = True
+            while not self._queue.empty():
+                self._take(self._queue.get(), waiting)
+            for pending in waiting:
+                pending.error = CatalogClosed()
+                pending.done.release()
+
+    def _decide_all(self, waiting: list[Pending]) -> None:
         closing = False
         while waiting or not closing:
             if not waiting:
@@ -116,7 +137,11 @@ class Committer:
                 self._take(more, waiting)
                 closing = more is None
             if waiting:
-                waiting = self._decide(waiting)
+                waiting[:] = self._decide(waiting)
+
+    def accept_clock(self) -> None:
+        """Let the next group follow the clock, however far ahead it is (invariant 10)."""
+        self._accept_clock = True
 
     @staticmethod
     def _take(more: Pending | None, waiting: list[Pending]) -> None:
@@ -183,7 +208,7 @@ class Committer:
         self, group: lmdb.Transaction[bytes], head: Head, batch: list[Pending], taken: list[Pending]
     ) -> Frame:
         position = head.position
-        at_us = advance(self._clock, position.at_us, self._clock_gap_us_max)  # invariant 10
+        at_us = self._time(position.at_us)
         state, size = position.state, 0
         writes: list[Write] = []
         for pending in batch:
@@ -207,6 +232,13 @@ class Committer:
                 writes.append(Write(pending.actor, pending.request_id, ops))
         return Frame(position.epoch, position.seq + 1, at_us, position.chain, state, writes)
 
+    def _time(self, last_us: int) -> int:
+        """Catalog time of the next frame (invariant 10)."""
+        accepted, self._accept_clock = self._accept_clock, False
+        if accepted:
+            return max(last_us, self._clock.now_us())
+        return advance(self._clock, last_us, self._clock_gap_us_max)
+
     def _append(
         self,
         frame: Frame,
@@ -219,8 +251,6 @@ class Committer:
         try:
             placed, start = self._write(data, segment, head.frame_end, frame.seq)
             self._tail.sync()
-        except StoreFull:
-            raise
         except OSError as error:
             # What is on the disk is unknown now, and a second sync would not tell: the
             # kernel may have dropped the pages. Every process stops at this mark. The
@@ -246,6 +276,8 @@ class Committer:
             try:
                 return self._tail.append(data, segment, end, seq)
             except OSError as error:
+                if error.errno in SHORTAGE:
+                    raise CatalogError(f"the journal could not be opened: {error}") from None
                 if error.errno not in _FULL:
                     raise
                 if attempt == 2 or not self._ballast.release():
@@ -280,5 +312,12 @@ class Committer:
     def _told(self, error: BaseException) -> BaseException:
         """The error a caller sees: LMDB's own are damage of the index, or a full disk."""
         if isinstance(error, lmdb.DiskError):
-            return StoreFull(self._ballast.free_bytes(), 0, self._folders.index)
-        return IndexDamaged(str(error)) if isinstance(error, lmdb.Error) else error
+            try:
+                return StoreFull(self._ballast.free_bytes(), 0, self._folders.index)
+            except OSError as unreadable:
+                return unreadable
+        if isinstance(error, lmdb.Error):
+            if isinstance(error, DAMAGE):
+                return IndexDamaged(str(error))
+            return CatalogError(f"the index refused: {error}")
+        return error

@@ -34,6 +34,16 @@ from cas.records import CONDEMNED, DELETING, LIVE, RECORDS, Blob, Record
 
 R = TypeVar("R", bound=Record)
 
+# What LMDB says when its pages are not what it wrote; all else is no reason for a new index.
+DAMAGE = (
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.PanicError,
+    lmdb.CursorFullError,
+)
+
 MAP_BYTES = 1 << 40  # sparse address space, not disk: the map never has to grow in flight
 READERS_MAX = 8192  # slots shared by all threads of all processes; 64 bytes each
 
@@ -637,7 +647,7 @@ class Index:
         try:
             with self._env.begin(buffers=False) as txn:
                 yield LmdbSnapshot(txn)
-        except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
+        except DAMAGE as error:
             raise IndexDamaged(str(error)) from None
 
     def begin(self) -> lmdb.Transaction[bytes]:

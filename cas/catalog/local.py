@@ -36,7 +36,7 @@ from cas.catalog.recovery import (
     save_journal,
     state_of,
 )
-from cas.clock import DAY_US, Clock
+from cas.clock import DAY_US, SECOND_US, Clock
 from cas.durable import Disk, is_temporary, opened
 from cas.errors import (
     CatalogClosed,
@@ -52,6 +52,7 @@ from cas.errors import (
 T = TypeVar("T")
 
 _SEGMENT_BYTES_MAX = 64 << 20
+_BALLAST_EVERY_US = 5 * SECOND_US  # between two tries to lay it again
 _CHECKPOINTS_KEPT = 2  # the newest may turn out bad; the journal after the older one stays too
 
 # LMDB forbids two environments of one file in one process (its locks would be lost).
@@ -121,6 +122,7 @@ class LocalCatalog:
         self.ballast.restore()
         self._checkpointing = threading.Lock()
         self._last_segment: Segment | None = None
+        self._ballast_due_us = 0
         self._committer = Committer(
             self._index,
             self._folders,
@@ -393,6 +395,15 @@ class LocalCatalog:
             self._prune()
         return position
 
+    def accept_clock(self) -> None:
+        """Let catalog time follow the clock at the next write, however far it leads.
+
+        For an operator who knows that the clock is right: after a long rest without a time
+        service nothing else tells a right clock from a wrong one (invariant 10).
+        """
+        self._usable()
+        self._committer.accept_clock()
+
     def close(self) -> None:
         """Decide what waits, then let go of ROOT. Closing twice is fine."""
         if self._closed:
@@ -485,11 +496,14 @@ class LocalCatalog:
         """Runs in the committer thread after a group was acknowledged; must be quick."""
         try:
             self._keep_house(head)
-        except (OSError, lmdb.Error):
+        except Exception:  # noqa: BLE001
             # None of it is worth the thread that everybody's writes depend on.
             return
 
     def _keep_house(self, head: Head) -> None:
+        if self.ballast.given_back and self._clock.now_us() >= self._ballast_due_us:
+            self._ballast_due_us = self._clock.now_us() + _BALLAST_EVERY_US
+            self.ballast.restore()
         segment = Segment(head.segment_epoch, head.segment_first_seq)
         if segment == self._last_segment:
             return

@@ -42,7 +42,7 @@ from cas.catalog.lmdb import (
     replay,
 )
 from cas.durable import Disk, opened
-from cas.errors import IndexDamaged, JournalDamaged
+from cas.errors import CatalogError, IndexDamaged, JournalDamaged
 
 # An index takes five times the bytes of its journal where nothing in it was changed twice.
 _ROOM_FACTOR = 8
@@ -72,6 +72,15 @@ class Folders:
         inner = [disk.make_folder(path) for path in (self.journal, self.checkpoints, self.index)]
         if any(inner):
             disk.sync_folder(self.catalog)
+
+
+def has_journal(root: Path) -> bool:
+    """Whether anything of a catalog is left in ROOT: a segment or a checkpoint."""
+    folders = Folders(root)
+    try:
+        return bool(segments_in(folders.journal) or checkpoints_in(folders.checkpoints))
+    except FileNotFoundError:
+        return False
 
 
 def follow(
@@ -171,6 +180,8 @@ def roll_forward(txn: lmdb.Transaction[bytes], folders: Folders, tail: Tail, dis
             tail.cut(torn.segment, torn.start)
         _drop_unused(folders, head, disk)
     except OSError as error:
+        if error.errno in SHORTAGE:
+            raise CatalogError(f"the journal could not be opened: {error}") from None
         head = msgspec.structs.replace(head, failed=f"the journal could not be synced: {error}")
     put_head(txn, head)
     return head
@@ -202,6 +213,10 @@ def catch_up(
                 replay(txn, number, key, raw)
         head = _head_at(item)
     return head, None
+
+
+# What opening a file may meet in a process that has too much of something: no failed sync.
+SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def is_full(error: OSError | lmdb.Error) -> bool:
@@ -253,7 +268,7 @@ def build_index(
     except BaseException:
         # What could not be replaced is not thrown away: it may be all that is left of
         # what the damage took.
-        _put_back(folders)
+        _put_back(folders, disk)
         raise
     shutil.rmtree(folders.index_aside, ignore_errors=True)
     return built
@@ -323,10 +338,10 @@ def _set_aside(folders: Folders, disk: Disk) -> None:
     disk.sync_folder(folders.catalog)
 
 
-def _put_back(folders: Folders) -> None:
+def _put_back(folders: Folders, disk: Disk) -> None:
     if folders.index_aside.exists():
         shutil.rmtree(folders.index, ignore_errors=True)
-        os.rename(folders.index_aside, folders.index)
+        disk.rename(folders.index_aside, folders.index)
 
 
 def _load_checkpoint(builder: Bulk, path: Path) -> None:

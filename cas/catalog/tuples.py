@@ -34,7 +34,7 @@ def pack(values: Iterable[Value]) -> bytes:
 def component(value: Value | None) -> bytes:
     """One value of a tuple, packed; nothing for None."""
     if type(value) is str:
-        code, data = 2, value.encode()
+        code, data = 2, value.encode(errors="surrogatepass")
     elif type(value) is int:
         return b"\x03" + value.to_bytes(8, "big")
     elif type(value) is bytes:

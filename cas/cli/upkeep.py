@@ -27,16 +27,20 @@ def _refuse_wrong_clock(store: Store) -> None:
 
 @click.command()
 @dry_run_option
+@click.option("--accept-clock", is_flag=True, help="The clock is right, however far it leads.")
 @pass_call
-def sweep(call: Call, dry_run: bool) -> None:
+def sweep(call: Call, dry_run: bool, accept_clock: bool) -> None:
     """End the files and uploads of all tenants whose time is over.
 
-    Their bytes go with `collect`. Refuses while the clock is not to be believed.
+    Their bytes go with `collect`. Refuses while the clock is not to be believed, until it
+    is accepted once with --accept-clock.
     """
     references: list[str] = []
     uploads: list[str] = []
     ended_files = ended_uploads = 0
     with call.open() as store:
+        if accept_clock and not dry_run:
+            store.accept_clock()
         _refuse_wrong_clock(store)
         while True:
             with store.catalog.read() as snapshot:
