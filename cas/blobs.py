@@ -528,9 +528,9 @@ class BlobFiles:
 
 @final
 class Batch:
-    """Many blobs, one wait for the disk. Of one thread; a context manager.
+    """Many blobs, one wait for the disk. For one thread; a context manager.
 
-    Nothing is durable before `sync` returns, and then all is. Holds one descriptor and a
+    Nothing is durable before `sync` returns, and then all is. Holds one descriptor in all, and a
     few hundred bytes per blob. Leaving it without `sync` leaves orphans, which no record
     names and the collector removes.
 

@@ -1,4 +1,7 @@
-"""Collection: plan, then execute; what is needed again stays, what is due goes once."""
+"""Collection: plan, then execute; what is needed again stays, what is due goes once.
+
+Invariants 2 (bytes before records) and 3 (nothing names what is being deleted).
+"""
 
 from __future__ import annotations
 

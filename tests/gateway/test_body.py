@@ -1,4 +1,7 @@
-"""Bodies from the socket: every byte once, nothing of the next request, no endless wait."""
+"""Bodies from the socket: every byte once, nothing of the next request, no endless wait.
+
+Invariant 11: no request holds a worker for ever.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What bad clients and bad luck get: a clear answer, nothing left behind, nothing frozen."""
+"""What bad clients and bad luck get: a clear answer, nothing left behind, nothing frozen.
+
+Invariants 9 (a token opens its own upload only) and 11 (nobody holds a worker for ever).
+"""
 
 from __future__ import annotations
 
