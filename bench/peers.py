@@ -15,8 +15,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import hashfs
-
 from cas.durable import Disk
 
 _READ_BYTES = 1 << 20
@@ -59,6 +57,9 @@ def hashfs_put_all(folder: Path, contents: Iterable[bytes]) -> None:
 
     Its temporary files are made under `folder` too, so that it moves them by renaming.
     """
+    # Late: it comes with the test requirements, and `blobcask --help` needs none of them.
+    import hashfs
+
     temporary = folder / "temporary"
     temporary.mkdir()
     before, tempfile.tempdir = tempfile.tempdir, str(temporary)

@@ -1,4 +1,4 @@
-"""`blobcask serve` and `blobcask token`."""
+"""`blobcask serve`, `blobcask token` and `blobcask url`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import Final
 
 import click
 
-from cas.cli.call import FIRST_TENANT, Call
+from cas.cli.call import FIRST_TENANT, Call, reference_tenant_option
 from cas.clock import SystemClock
 from cas.store import Store
 from cas.uploads import UploadRequest
 from gateway.auth import ADMIN, PERMISSIONS, Tokens
 from gateway.keys import Keys, load_keys
+from gateway.links import DOWNLOAD_LIFETIME_S_MAX, Links
+from gateway.signing import Signer
 
 TOKEN_DAYS: Final = 30
 _DAY_S: Final = 24 * 3600
@@ -78,6 +80,29 @@ def token(call: Call, tenant: str, permissions: tuple[str, ...], subject: str, d
     call.store_root  # noqa: B018  raises: a misspelt --root must not get keys of its own
     made = _issue(load_keys(call.settings), tenant, permissions, days, subject)
     call.answer({"token": made}, [made])
+
+
+@click.command()
+@click.argument("reference", metavar="REF")
+@click.option(
+    "--expires-in",
+    type=click.IntRange(1, DOWNLOAD_LIFETIME_S_MAX),
+    help="Seconds; by default [gateway] url_expiry.",
+)
+@reference_tenant_option
+@click.pass_obj
+def url(call: Call, reference: str, expires_in: int | None, tenant: str | None) -> None:
+    """Print a signed URL that downloads a file without a login."""
+    parsed = call.reference(reference)
+    gateway = call.settings.gateway
+    with call.open() as store:
+        file = store.files(tenant or parsed.tenant_id, call.actor).stat(parsed)
+        with store.catalog.read() as snapshot:
+            now_us = store.now_us(snapshot)
+    links = Links(Signer(load_keys(call.settings).signing), lambda: now_us, gateway)
+    base = gateway.public_url or f"http://{gateway.bind}"
+    made = links.download_under(base, file, expires_in or links.lifetime_s)
+    call.answer({"url": made}, [made])
 
 
 def _issue(

@@ -65,11 +65,15 @@ class Links:
 
     def download(self, req: falcon.Request, file: StoredFile, lifetime_s: int) -> str:
         """A URL to GET for `lifetime_s` seconds."""
+        return self.download_under(self.base(req), file, lifetime_s)
+
+    def download_under(self, base: str, file: StoredFile, lifetime_s: int) -> str:
+        """The same under a given address, where there is no request."""
         expires = self._now_us() // SECOND_US + lifetime_s
         name = download_name(file)
         claim = _download_claim(file.file_id, name, "GET", expires)
         query = urlencode({"expires": expires, "signature": self._signer.sign(claim)})
-        return f"{self.base(req)}/d/{file.file_id}/{quote(name, safe='')}?{query}"
+        return f"{base}/d/{file.file_id}/{quote(name, safe='')}?{query}"
 
     def check_download(self, req: falcon.Request, file_id: str, filename: str) -> None:
         """Raises BadSignature or LinkExpired unless `req` may read this file."""

@@ -47,3 +47,17 @@ def test_a_folder_that_is_no_store_is_refused_in_words(root: Path) -> None:
     assert refused.returncode != 0
     assert "holiday.jpg" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_printed_url_downloads_without_a_login(root: Path) -> None:
+    with serving(root) as served:
+        stored = served.ask("POST", "/api/v1/storage?name=a", b"bytes", token=served.admin).form
+        made = blobcask(root, "url", stored["storage_ref"], "--expires-in", "60")
+        assert made.returncode == 0, made.stderr
+        (url,) = made.stdout.split()
+        path = "/d/" + url.partition("/d/")[2]
+        assert served.ask("GET", path).body == b"bytes"
+        assert served.ask("GET", path.replace("expires=1", "expires=2")).status == 404
+    unknown = blobcask(root, "url", stored["storage_ref"].replace("default", "other"))
+    assert unknown.returncode != 0
+    assert unknown.stdout == ""
