@@ -34,7 +34,10 @@ def pack(values: Iterable[Value]) -> bytes:
 def component(value: Value | None) -> bytes:
     """One value of a tuple, packed; nothing for None."""
     if type(value) is str:
-        code, data = 2, value.encode(errors="surrogatepass")
+        try:
+            code, data = 2, value.encode()
+        except UnicodeEncodeError:  # half a surrogate pair: no record has it, but one may ask
+            code, data = 2, value.encode(errors="surrogatepass")
     elif type(value) is int:
         return b"\x03" + value.to_bytes(8, "big")
     elif type(value) is bytes:
