@@ -80,6 +80,8 @@ class Completion:
 
     upload: PendingUpload
     files: list[StoredFile]
+    # As they were called here: the same bytes may be a file already, under another name.
+    filenames: list[str]
 
 
 @final
@@ -350,12 +352,12 @@ class UploadLink:
                 # That it expired may be what only the clock says so far.
                 ended = upload if upload.status != PENDING else self.upload
                 raise UploadClosed(ended.status)
-            files = [
-                file
+            found = [
+                (file, slot.filename)
                 for slot in slots_of(snapshot, upload)
                 if slot.file_id and (file := snapshot.get(StoredFile, slot.file_id))
             ]
-        return Completion(upload, files)
+        return Completion(upload, [file for file, _ in found], [name for _, name in found])
 
     def _finish(
         self,
@@ -388,8 +390,9 @@ class UploadLink:
             upload, status=COMPLETED, completed_at=txn.now_us, open_until=None
         )
         txn.replace(upload)
-        append_event(txn, upload.tenant_id, upload.event_name, resume_payload(upload, files))
-        return Completion(upload, files)
+        done = Completion(upload, files, [slot.filename for slot in slots])
+        append_event(txn, upload.tenant_id, upload.event_name, resume_payload(done))
+        return done
 
     def _judge(self, slots: list[UploadFile], contents: list[Content]) -> None:
         if not slots:
@@ -455,20 +458,20 @@ def close_upload(txn: Transaction, upload: PendingUpload, status: str) -> Pendin
     return upload
 
 
-def resume_payload(upload: PendingUpload, files: list[StoredFile]) -> dict[str, object]:
+def resume_payload(done: Completion) -> dict[str, object]:
     """What the waiting workflow resumes with, in the form of the requirements."""
     return {
         "files": [
             {
                 "storage_ref": file.storage_ref,
-                "filename": file.original_filename,
+                "filename": filename,
                 "content_type": file.content_type,
                 "size_bytes": file.size_bytes,
                 "checksum_sha256": file.checksum_sha256.hex(),
             }
-            for file in files
+            for file, filename in zip(done.files, done.filenames, strict=True)
         ],
-        "uploaded_at": rfc3339(upload.completed_at or 0),
+        "uploaded_at": rfc3339(done.upload.completed_at or 0),
     }
 
 

@@ -118,7 +118,7 @@ def slot(file: UploadFile) -> JSON:
 
 def completion(done: Completion) -> JSON:
     """What the workflow resumes with (requirement 1)."""
-    return resume_payload(done.upload, done.files)
+    return resume_payload(done)
 
 
 def page_limit(req: falcon.Request) -> int:

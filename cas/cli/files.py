@@ -270,12 +270,12 @@ def ls(
             "files",
             pages(page, cursor, limit),
             file_form,
-            ("SIZE", "CREATED", "EXPIRES", "NAME", "REFERENCE"),
+            ("SIZE", "CREATED", "EXPIRES", "FILE", "REFERENCE"),
             lambda file: (
                 size(file.size_bytes),
                 shown_time(file.created_at) or "",
                 "held" if file.hold else shown_time(file.expires_at) or "never",
-                file.name,
+                file.original_filename or file.name,
                 file.storage_ref,
             ),
         )

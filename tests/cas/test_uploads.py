@@ -442,6 +442,20 @@ def test_slots_with_the_same_bytes_are_one_file(store: Store) -> None:
     audit(store)
 
 
+def test_a_file_is_told_under_the_name_it_was_sent_with(store: Store) -> None:
+    first = opened(store)
+    first.put(0, b"the same", filename="first.txt")
+    first.complete()
+    second = opened(store)
+    second.put(0, b"the same", filename="second.txt")
+    done = second.complete()
+    assert done.filenames == ["second.txt"]
+    assert again(store, second).completion().filenames == ["second.txt"]
+    told = {event.event_name: json.loads(event.payload) for event in events(store)}
+    (file,) = told[second.upload.event_name]["files"]
+    assert file["filename"] == "second.txt"
+
+
 def test_deleting_the_file_of_an_upload_frees_its_bytes(store: Store, clock: HandClock) -> None:
     link = opened(store)
     link.put(0, b"abc", filename="a")
