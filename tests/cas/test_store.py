@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -129,6 +130,34 @@ def test_a_store_is_opened_once_in_a_process(memory: Path, clock: HandClock) -> 
 def test_an_unknown_identifier_is_not_found(memory: Path, clock: HandClock) -> None:
     with open_store(memory / "store", clock) as store, pytest.raises(NotFound):
         store.file_by_id("0190b3c2-0000-7000-8000-000000000000")
+
+
+def test_blobs_without_their_catalog_are_refused_not_forgotten(
+    memory: Path, clock: HandClock
+) -> None:
+    with open_store(memory, clock) as store:
+        store.files("acme", "ada").put(b"precious", name="it")
+    shutil.rmtree(memory / "catalog")
+    # A fresh catalog would make them orphans, and the scrub would remove them.
+    with pytest.raises(UnsuitableRoot, match="their catalog is gone"):
+        open_store(memory, clock)
+    assert [path.read_bytes() for path in memory.glob("objects/*/*")] == [b"precious"]
+
+
+def test_a_clock_that_leads_far_is_followed_once_it_is_accepted(
+    memory: Path, clock: HandClock
+) -> None:
+    """Invariant 10: time stands still until a synchronised clock or an operator says so."""
+    with open_store(memory, clock) as store:
+        files = store.files("acme", "ada")
+        before = files.put(b"one", name="it").created_at
+        clock.trusted = False
+        clock.advance(400 * DAY_US)
+        assert files.put(b"two", name="it").created_at == before
+        assert "400 days ahead" in store.clock_trouble()
+        store.accept_clock()
+        assert store.clock_trouble() == ""
+        assert files.put(b"three", name="it").created_at == clock.now_us()
 
 
 def test_an_index_may_be_deleted_while_the_store_is_closed(memory: Path, clock: HandClock) -> None:
@@ -333,3 +362,21 @@ def test_a_foreign_process_fills_the_disk(small: Path, clock: HandClock) -> None
     with open_store(small / "store", clock) as store:
         assert store.blobs.stat(digest_of(DATA)) is not None
         audit(store)
+
+
+def test_a_body_without_a_length_stops_at_the_watermark(small: Path, clock: HandClock) -> None:
+    """Nothing is reserved for it, so the free space is looked at while it comes."""
+    free = shutil.disk_usage(small).free
+    settings = Settings(store=StoreSettings(min_free=Size(free // 2)))
+    with Store.open(small / "store", settings, clock=clock) as store:
+        endless = io.FileIO("/dev/zero")
+
+        class Stream:
+            def readinto(self, buffer: memoryview, /) -> int:
+                return endless.readinto(buffer)
+
+        with endless, pytest.raises(StoreFull):
+            store.files("acme", "ada").put(Stream(), name="it")
+        # Some MiB more may have come between two looks.
+        assert shutil.disk_usage(small).free > free // 8
+        assert not list(small.glob("store/objects/*/*"))
