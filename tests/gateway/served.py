@@ -19,6 +19,9 @@ from urllib.parse import urlsplit
 from tests.conftest import CHECKOUT
 
 START_S = 30.0
+# A worker that is just being forked may miss the arbiter's signal; the arbiter then ends it
+# after its graceful timeout of 30 s.
+STOP_S = 60.0
 ANSWER_S = 20.0
 
 
@@ -138,7 +141,7 @@ def serving(root: Path, **settings: str) -> Iterator[Served]:
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.communicate(timeout=START_S)
+            process.communicate(timeout=STOP_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
