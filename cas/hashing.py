@@ -11,8 +11,9 @@ who finds none free goes on with one small buffer in its own thread, as small so
 always do.
 
 Measured on two cores, 1 GiB, against a ring in which the kernel copies (copy_file_range)
-and both threads read back what was written: that one is 8-10 % slower, since two readings
-of the copy cost more than the one they save, and it would serve files only.
+and both threads read back what was written: that one was 8-10 % slower at its best (the
+medians were too noisy to tell), since two readings of the copy cost more than the one they
+save, and it would serve files only.
 """
 
 from __future__ import annotations
