@@ -26,9 +26,9 @@ import msgspec
 from bench.corpus import MIB
 from cas.clock import SystemClock
 from cas.config import Settings, StoreSettings, load_settings
+from cas.keys import load_keys
 from gateway.auth import ADMIN, Tokens
 from gateway.body import body_of
-from gateway.keys import load_keys
 from gateway.wsgi import Server
 
 if TYPE_CHECKING:

@@ -37,8 +37,34 @@ UriPath = NewType("UriPath", str)  # begins and ends with a slash; empty: not gi
 SigningSecret = NewType("SigningSecret", str)  # at least 32 bytes of UTF-8; empty: not given
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 
+Origins = NewType("Origins", tuple[str, ...])  # scheme://host[:port] each
+OptionalPath = NewType("OptionalPath", Path)  # None: not given
+Word = NewType("Word", str)  # may be empty: not given
+
 MIB = 1 << 20
 SIGNING_SECRET_BYTES_MIN = 32  # RFC 7518: an HS256 key is at least as long as its digest
+
+
+@final
+class Rate(msgspec.Struct, frozen=True):
+    """So many things (requests, guesses) in each period; none is no limit."""
+
+    count: int
+    period_us: int
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+
+@final
+class ByteRate(msgspec.Struct, frozen=True):
+    """So many bytes in each period; none is no limit."""
+
+    size_bytes: int
+    period_us: int
+
+    def __bool__(self) -> bool:
+        return self.size_bytes > 0
 
 
 @final
@@ -88,6 +114,7 @@ class UploadSettings(Section, frozen=True):
     default_retention_days: Days = 30
     default_expiry_hours: Hours = 24
     max_file_size_mb: Annotated[int, Bounds("0")] = 0
+    partial_expiry: Annotated[Duration, Bounds("1m")] = Duration(24 * HOUR_US)
 
 
 @final
@@ -104,15 +131,54 @@ class GatewaySettings(Section, frozen=True):
     accel_redirect: UriPath = UriPath("")
     trusted_proxies: Networks = ()
     url_expiry: Annotated[Duration, Bounds("1s")] = Duration(HOUR_US)
+    min_rate: Size = Size(512)
+    cors_origins: Origins = Origins(())
+    metrics_from: Networks = (
+        ipaddress.IPv4Network("127.0.0.0/8"),
+        ipaddress.IPv6Network("::1/128"),
+    )
 
 
 @final
 class AuthSettings(Section, frozen=True):
     jwt_secret: SigningSecret = SigningSecret("")
+    public_keys: OptionalPath | None = None
+    jwks_file: OptionalPath | None = None
+    jwks_url: Url = Url("")
+    jwks_refresh: Annotated[Duration, Bounds("10s")] = Duration(5 * 60 * SECOND_US)
+    issuer: Word = Word("")
+    audience: Word = Word("")
+
+
+@final
+class LimitSettings(Section, frozen=True):
+    tenant_requests: Rate = Rate(12_000, 60 * SECOND_US)
+    address_requests: Rate = Rate(6_000, 60 * SECOND_US)
+    tenant_bytes: ByteRate = ByteRate(0, HOUR_US)
+    address_bytes: ByteRate = ByteRate(0, HOUR_US)
+    link_bytes: ByteRate = ByteRate(1 << 40, DAY_US)
+    guesses: Rate = Rate(30, 60 * SECOND_US)
+    all_guesses: Rate = Rate(600, 60 * SECOND_US)
+    quota_bytes: Size = Size(0)
+    quota_files: Annotated[int, Bounds("0")] = 0
+
+
+@final
+class CallbackSettings(Section, frozen=True):
+    allowed_networks: Networks = ()
+    timeout: Annotated[Duration, Bounds("1s", "5m")] = Duration(10 * SECOND_US)
+    give_up_after: Annotated[Duration, Bounds("1m")] = Duration(3 * DAY_US)
+
+
+@final
+class LogSettings(Section, frozen=True):
+    format: Literal["json", "text"] = "json"
+    requests: Literal["all", "errors", "none"] = "all"
 
 
 @final
 class SweeperSettings(Section, frozen=True):
+    interval: Annotated[Duration, Bounds("1s")] = Duration(60 * SECOND_US)
     max_clock_gap: Annotated[Duration, Bounds("1m")] = Duration(30 * DAY_US)
 
 
@@ -126,7 +192,10 @@ class Settings(msgspec.Struct, frozen=True):
     references: ReferenceSettings = msgspec.field(default_factory=ReferenceSettings)
     gateway: GatewaySettings = msgspec.field(default_factory=GatewaySettings)
     auth: AuthSettings = msgspec.field(default_factory=AuthSettings)
+    limits: LimitSettings = msgspec.field(default_factory=LimitSettings)
+    callbacks: CallbackSettings = msgspec.field(default_factory=CallbackSettings)
     sweeper: SweeperSettings = msgspec.field(default_factory=SweeperSettings)
+    log: LogSettings = msgspec.field(default_factory=LogSettings)
 
 
 # --- from text to values: each reader raises ValueError with the reason
@@ -154,6 +223,7 @@ _DURATION_UNITS = {
     "d": DAY_US,
     "w": 7 * DAY_US,
 }
+_PERIODS = {unit: _DURATION_UNITS[unit] for unit in "smhd"}
 _SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30, "TiB": 1 << 40}
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 _NUMBER_AND_UNIT = re.compile(r"([0-9]{1,18}) ?([A-Za-z]*)", re.ASCII)
@@ -239,6 +309,47 @@ def _signing_secret(text: str) -> SigningSecret:
     return SigningSecret(text)
 
 
+def _rate(text: str) -> Rate:
+    """`600/m`; 0 is no limit."""
+    amount, period_us = _per_period(text, "600/m")
+    return Rate(_whole_number(amount), period_us)
+
+
+def _byte_rate(text: str) -> ByteRate:
+    """`100GiB/h`; 0B/h is no limit."""
+    amount, period_us = _per_period(text, "100GiB/h")
+    return ByteRate(parse_size(amount), period_us)
+
+
+def _per_period(text: str, example: str) -> tuple[str, int]:
+    amount, slash, period = text.partition("/")
+    if not slash or period not in _PERIODS:
+        raise ValueError(f"not a rate: write an amount, / and one of s m h d, as in {example}")
+    return amount.strip(), _PERIODS[period]
+
+
+def _origins(text: str) -> Origins:
+    origins = tuple(part.strip() for part in text.split(",") if part.strip())
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin != f"{parts.scheme}://{parts.netloc}" or parts.scheme not in ("http", "https"):
+            raise ValueError(f"{origin!r} is no origin such as https://app.example.org")
+    return Origins(origins)
+
+
+def _optional_path(text: str) -> Path | None:
+    return Path(text) if text else None
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"use {', '.join(map(repr, words[:-1]))} or {words[-1]!r}")
+        return text
+
+    return read
+
+
 def _storage_type(text: str) -> Literal["local"]:
     if text == "s3":
         raise ValueError("not yet: 's3' comes with the mirror; use 'local'")
@@ -268,6 +379,13 @@ _KINDS: Mapping[Any, Kind] = {
     Networks: Kind("Networks", _networks),
     SigningSecret: Kind("Secret", _signing_secret),
     Literal["local"]: Kind("Word", _storage_type),
+    Literal["json", "text"]: Kind("Word", _one_of("json", "text")),
+    Literal["all", "errors", "none"]: Kind("Word", _one_of("all", "errors", "none")),
+    Word: Kind("Text", str),
+    Origins: Kind("Origins", _origins),
+    OptionalPath | None: Kind("Path", _optional_path),
+    Rate: Kind("Rate", _rate),
+    ByteRate: Kind("Byte rate", _byte_rate),
 }
 _SECRETS = (SigningSecret,)
 _SECRET_FILE = Kind("Path", lambda text: Path(text) if text else None)

@@ -216,4 +216,91 @@ class Mark(Record, frozen=True, array_like=True):
     schema: ClassVar[Schema] = Schema("marks", 6, key=("name",))
 
 
-RECORDS: tuple[type[Record], ...] = (Blob, StoredFile, PendingUpload, UploadFile, Event, Mark)
+@final
+class Partial(Record, frozen=True, array_like=True):
+    """The bytes that a resumable upload has sent so far: ROOT/partial/<partial_id>."""
+
+    partial_id: str
+    upload_id: str
+    tenant_id: str
+    file_index: int  # the slot they are for
+    filename: str
+    content_type: str
+    length_bytes: int  # announced when it began
+    offset_bytes: int  # received, and durable
+    created_at: int
+    expires_at: int  # moved on by every append; what the sweeper walks
+
+    schema: ClassVar[Schema] = Schema(
+        "partials",
+        7,
+        key=("partial_id",),
+        indexes={
+            "upload": ("upload_id", "partial_id"),
+            "expiry": ("expires_at", "partial_id"),
+        },
+    )
+
+
+WAITING = "waiting"
+DONE = "done"
+FAILED = "failed"
+
+
+@final
+class Delivery(Record, frozen=True, array_like=True):
+    """A message that must reach somebody outside, such as the callback of an upload.
+
+    Committed with the change it speaks of (invariant 6); sent by the background process.
+    """
+
+    delivery_id: str  # also the idempotency key: the same at every attempt
+    tenant_id: str
+    kind: str  # "callback"
+    subject: str  # what it speaks of: an upload's identifier
+    target: str  # a URL
+    payload: bytes  # JSON
+    status: str  # waiting, done or failed
+    created_at: int
+    next_attempt_at: int | None  # while waiting: what the background process walks
+    attempts: int = 0
+    last_attempt_at: int | None = None
+    last_status: int | None = None  # the HTTP status of the last answer, if one came
+    last_error: str = ""
+    done_at: int | None = None
+
+    schema: ClassVar[Schema] = Schema(
+        "deliveries",
+        8,
+        key=("delivery_id",),
+        indexes={
+            "due": ("next_attempt_at", "delivery_id"),
+            "tenant": ("tenant_id", "delivery_id"),
+            "status": ("tenant_id", "status", "delivery_id"),
+            "subject": ("tenant_id", "subject", "delivery_id"),
+        },
+    )
+
+
+@final
+class Usage(Record, frozen=True, array_like=True):
+    """What one tenant stores: kept by the catalog, as reference counts are."""
+
+    tenant_id: str
+    files: int
+    size_bytes: int  # as named, each file in full: what is shared saves nobody's quota
+
+    schema: ClassVar[Schema] = Schema("usage", 9, key=("tenant_id",))
+
+
+RECORDS: tuple[type[Record], ...] = (
+    Blob,
+    StoredFile,
+    PendingUpload,
+    UploadFile,
+    Event,
+    Mark,
+    Partial,
+    Delivery,
+    Usage,
+)

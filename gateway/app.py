@@ -8,12 +8,12 @@ from typing import Any
 import falcon
 
 from cas.config import Settings
+from cas.keys import Keys
 from cas.store import Store
 from gateway import errors
 from gateway.auth import Tokens
 from gateway.downloads import DownloadResource, Sender
 from gateway.health import HealthResource, ReadyResource
-from gateway.keys import Keys
 from gateway.links import Links
 from gateway.signing import Signer
 from gateway.slots import SlotResource

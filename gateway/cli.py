@@ -8,10 +8,10 @@ import click
 
 from cas.cli.call import FIRST_TENANT, Call, reference_tenant_option
 from cas.clock import SystemClock
+from cas.keys import Keys, load_keys
 from cas.store import Store
 from cas.uploads import UploadRequest
 from gateway.auth import ADMIN, PERMISSIONS, Tokens
-from gateway.keys import Keys, load_keys
 from gateway.links import DOWNLOAD_LIFETIME_S_MAX, Links
 from gateway.signing import Signer
 

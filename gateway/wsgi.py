@@ -16,9 +16,9 @@ from typing import Any, Final, final
 from gunicorn.app.base import BaseApplication
 
 from cas.config import Settings
+from cas.keys import Keys
 from cas.store import Store
 from gateway.app import create_app
-from gateway.keys import Keys
 from gateway.worker import HEAD_BYTES_MAX
 
 KEEPALIVE_S: Final = 15

@@ -2,6 +2,8 @@
 
     ROOT/keys/signing   one key per line, base64url, oldest first; the last signs, all verify
     ROOT/keys/jwt       the HS256 secret of bearer tokens, base64url
+    ROOT/keys/callbacks the secret from which each tenant's callback secret is derived
+    ROOT/keys/receipts  the Ed25519 seeds that sign receipts, one per line, the last signs
 
 The folder is 0700, the files are 0600. To rotate: append a line to `signing`, restart;
 remove the old line when the URLs that it signed have expired.
@@ -30,6 +32,8 @@ class Keys(msgspec.Struct, frozen=True):
 
     signing: tuple[bytes, ...]
     jwt: bytes
+    callbacks: bytes
+    receipts: tuple[bytes, ...]
     fresh: bool = False
 
 
@@ -47,14 +51,19 @@ def load_keys(settings: Settings, disk: Disk = DISK) -> Keys:
     # Two commands on a new ROOT at once must not each go on with keys of their own.
     with opened(folder) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        fresh = False
-        for name in ("signing", "jwt"):
+        fresh = not (folder / "signing").exists()
+        for name in ("signing", "jwt", "callbacks", "receipts"):
             if not (folder / name).exists():
                 line = urlsafe_b64encode(secrets.token_bytes(_KEY_BYTES)) + b"\n"
                 disk.write_file(folder / name, line, mode=0o600)
-                fresh = True
     given = settings.auth.jwt_secret.encode()
-    return Keys(_ring(folder / "signing"), given or _ring(folder / "jwt")[-1], fresh)
+    return Keys(
+        _ring(folder / "signing"),
+        given or _ring(folder / "jwt")[-1],
+        _ring(folder / "callbacks")[-1],
+        _ring(folder / "receipts"),
+        fresh,
+    )
 
 
 def _ring(path: Path) -> tuple[bytes, ...]:

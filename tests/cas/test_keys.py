@@ -13,9 +13,9 @@ import pytest
 from cas.clock import SECOND_US
 from cas.config import AuthSettings, Settings, SigningSecret, StoreSettings
 from cas.errors import InvalidInput, InvalidSetting
+from cas.keys import load_keys
 from gateway.auth import Tokens
 from gateway.errors import PermissionMissing, Unauthorized
-from gateway.keys import load_keys
 from tests.clocks import HandClock
 
 SECRET = b"s" * 32
