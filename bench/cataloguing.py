@@ -23,7 +23,7 @@ from bench.scale import Bench
 from bench.storing import ACTOR, TENANT, rate
 from cas.catalog import Transaction
 from cas.catalog.journal import Frame, Segment, Tail, Write, encode_frame
-from cas.catalog.lmdb import LAYOUTS, add_state, record_state
+from cas.catalog.layout import LAYOUTS, add_state, record_state
 from cas.catalog.recovery import Folders
 from cas.catalog.tuples import pack
 from cas.digest import Digest

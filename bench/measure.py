@@ -18,7 +18,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import final
@@ -164,3 +164,14 @@ class Memory(msgspec.Struct, frozen=True):
             return int(fields[name].split()[0]) << 10
 
         return cls(size("VmRSS"), size("VmHWM"), size("RssAnon"))
+
+    @staticmethod
+    def together(pids: Iterable[int]) -> int:
+        """Bytes of memory that processes take in all (PSS): what some share counts once."""
+        rollups = (Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() for pid in pids)
+        return sum(
+            int(line.split()[1]) << 10
+            for rollup in rollups
+            for line in rollup
+            if line.startswith("Pss:")
+        )

@@ -30,6 +30,12 @@ class Scale(msgspec.Struct, frozen=True):
     journal_ops: int = 1_000_000
     requests: int = 500
     stream_bytes: int = 10 << 30
+    connections: int = 32
+    crowd_requests: int = 3_000
+    slow_clients: int = 200
+    slow_bytes: int = 8 * MIB  # of a file that is read slowly: more than sockets buffer
+    memory_uploads: int = 200
+    memory_bytes: int = 64 * MIB
 
 
 FULL = Scale()
@@ -44,6 +50,11 @@ QUICK = Scale(
     journal_ops=50_000,
     requests=50,
     stream_bytes=256 * MIB,
+    connections=8,
+    crowd_requests=300,
+    slow_clients=40,
+    memory_uploads=20,
+    memory_bytes=8 * MIB,
 )
 
 

@@ -1,12 +1,14 @@
 """A gateway in a process of its own, for the workloads over HTTP.
 
-`python -m bench.serving` serves the ROOT of the environment's settings with one worker and
-prints its address.
+`python -m bench.serving` serves the ROOT of the environment's settings and prints its
+address.
 
     --buffered   stock gunicorn's gthread worker, whose body object the same app then reads
                  as any WSGI app would: `wsgi.input` in reads of a MiB
     --drain      an app that reads the body as the gateway does and stores nothing, for what
                  receiving alone costs
+    --bare       a Falcon app that answers "ok", under the very same gunicorn settings: what
+                 any request costs before the gateway does something for it
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
+import falcon
 import msgspec
 
 from bench.corpus import MIB
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 TENANT = "bench"
 _BUFFERED = "--buffered"
 _DRAIN = "--drain"
+_BARE = "--bare"
 _START_S = 30.0
 
 
@@ -51,15 +55,28 @@ class Serving(msgspec.Struct, frozen=True):
     arbiter_pid: int
 
     @property
+    def worker_pids(self) -> list[int]:
+        """The processes that answer requests."""
+        pid = self.arbiter_pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in children]
+
+    @property
     def worker_pid(self) -> int:
         """The one process that answers requests."""
-        pid = self.arbiter_pid
-        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return int(child)
+        (child,) = self.worker_pids
+        return child
 
 
 @contextmanager
-def serving(root: Path, *, buffered: bool = False, drain: bool = False) -> Iterator[Serving]:
+def serving(
+    root: Path,
+    *,
+    workers: int = 1,
+    buffered: bool = False,
+    drain: bool = False,
+    bare: bool = False,
+) -> Iterator[Serving]:
     """Serve the store at `root` (made when it is absent) until the end of the block."""
     root.mkdir(parents=True, exist_ok=True)
     settings = Settings(store=StoreSettings(root=root))
@@ -70,16 +87,24 @@ def serving(root: Path, *, buffered: bool = False, drain: bool = False) -> Itera
         **{name: text for name, text in os.environ.items() if "BLOBCASK" not in name},
         "BLOBCASK_STORE__ROOT": str(root),
         "BLOBCASK_GATEWAY__BIND": "127.0.0.1:0",
-        "BLOBCASK_GATEWAY__WORKERS": "1",
+        # Never reached, but counted against: what that costs is part of what is measured.
+        "BLOBCASK_LIMITS__ADDRESS_REQUESTS": "1000000000/m",
+        "BLOBCASK_LIMITS__TENANT_REQUESTS": "1000000000/m",
+        "BLOBCASK_GATEWAY__WORKERS": str(workers),
     }
     command = [sys.executable, "-m", "bench.serving"]
-    command += [flag for flag, wanted in ((_BUFFERED, buffered), (_DRAIN, drain)) if wanted]
-    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
+    flags = ((_BUFFERED, buffered), (_DRAIN, drain), (_BARE, bare))
+    command += [flag for flag, wanted in flags if wanted]
+    # Its log costs what it costs, but is not for whoever reads the table.
+    with root.with_suffix(".log").open("ab") as log:
+        process = subprocess.Popen(
+            command, env=environ, stdout=subprocess.PIPE, stderr=log, text=True
+        )
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         if not address:
-            raise RuntimeError(f"the gateway ended with {process.wait()}")
+            raise RuntimeError(root.with_suffix(".log").read_text())
         host, _, port = address.removeprefix("http://").rpartition(":")
         _await_worker(host, int(port))
         yield Serving(root, host, int(port), token, process.pid)
@@ -106,6 +131,19 @@ def drained(environ: WSGIEnvironment, start_response: StartResponse) -> list[byt
     return [answer]
 
 
+@final
+class _Ok:
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.text = "ok"
+
+
+def bare_app() -> falcon.App[falcon.Request, falcon.Response]:
+    app = falcon.App()
+    app.add_route("/", _Ok())
+    app.add_route("/healthz", _Ok())
+    return app
+
+
 def main() -> None:
     settings = load_settings(None, os.environ)
     server = Server(settings, load_keys(settings), lambda address: print(address, flush=True))  # noqa: T201  # the answer
@@ -113,6 +151,8 @@ def main() -> None:
         server.cfg.set("worker_class", "gthread")
     if _DRAIN in sys.argv:
         server.callable = drained
+    if _BARE in sys.argv:
+        server.callable = bare_app()
     server.run()
 
 

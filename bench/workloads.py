@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from bench.cataloguing import commits, lookup, rebuild
+from bench.crowd import get_small, put_small, slow_crowd, upload_memory
 from bench.loopback import get_http, memory, put_http
 from bench.report import Row
 from bench.scale import Bench
@@ -25,6 +26,10 @@ WORKLOADS: Mapping[str, Workload] = MappingProxyType(
         "get_http": get_http,
         "put_http": put_http,
         "memory": memory,
+        "put_small": put_small,
+        "get_small": get_small,
+        "slow_crowd": slow_crowd,
+        "upload_memory": upload_memory,
         "put_by_size": put_by_size,
         "get_by_size": get_by_size,
         "dedupe": dedupe,

@@ -97,6 +97,10 @@ class Adoption:
             with self._catalog.read() as snapshot:
                 meeting = self.meeting(snapshot, tenant_id, staged.measured)
             placed: Placed | None = None
+            if meeting is Meeting.HEAL:
+                # Whoever reads what the record names must not get torn bytes, even where
+                # there are none now.
+                staged.sync()
             if meeting in (Meeting.PLACE, Meeting.HEAL):
                 placed = self._blobs.place(staged)
             elif meeting is Meeting.REHEARSE:
@@ -209,27 +213,26 @@ class Adoption:
     def discard(self, copies: Iterable[tuple[Digest, Placed]]) -> None:
         """Remove the objects that this writer placed, where nothing came to name them.
 
-        In transactions without ops: they need no journal, hence no space, and the writer
-        lock keeps adopters away. One that counted on an object finds it gone and comes
-        again with its own bytes.
+        Alone, which keeps adopters away and needs no space. One that counted on an object
+        finds it gone and comes again with its own bytes.
         """
         remaining = iter(copies)
         while some := list(itertools.islice(remaining, _DISCARDED_AT_ONCE)):
 
-            def unlink(txn: Transaction, some: list[tuple[Digest, Placed]] = some) -> None:
+            def unlink(snapshot: Snapshot, some: list[tuple[Digest, Placed]] = some) -> None:
                 # Not durably, which would take a sync a folder under the writer lock: an
                 # orphan that a power cut brings back harms nobody.
                 self._blobs.remove_many(
                     (
                         digest
                         for digest, placed in some
-                        if txn.get(Blob, digest) is None and self._blobs.stat(digest) == placed
+                        if snapshot.get(Blob, digest) is None and self._blobs.stat(digest) == placed
                     ),
                     durable=False,
                 )
 
             try:
-                self._catalog.write(unlink)
+                self._catalog.alone(unlink)
             except (BlobcaskError, OSError):
                 # The first error is the one to tell; scrub removes an orphan after the grace.
                 return

@@ -8,13 +8,14 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol, final
 
 SECOND_US = 1_000_000
 HOUR_US = 3600 * SECOND_US
 DAY_US = 24 * HOUR_US
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME_ERROR = 5  # adjtimex(2) returns it while the kernel clock is not synchronised
 
 
@@ -69,3 +70,12 @@ def advance(clock: Clock, last_us: int, gap_us_max: int) -> int:
 def rfc3339(at_us: int) -> str:
     """`2025-12-11T10:00:00Z`, the form of times at the edges (whole seconds)."""
     return datetime.fromtimestamp(at_us // SECOND_US, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_rfc3339(text: str) -> int:
+    """A time with its offset, in µs since 1970 UTC; raises ValueError."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time needs its offset, as in 2030-01-01T00:00:00Z")
+    # Whole numbers throughout: a float of this size is off by microseconds.
+    return (moment - _EPOCH) // timedelta(microseconds=1)

@@ -334,6 +334,10 @@ def _origins(text: str) -> Origins:
         parts = urlsplit(origin)
         if origin != f"{parts.scheme}://{parts.netloc}" or parts.scheme not in ("http", "https"):
             raise ValueError(f"{origin!r} is no origin such as https://app.example.org")
+        # Compared as browsers write it: anything else would be in force for nobody.
+        usual = {"http": ":80", "https": ":443"}[parts.scheme]
+        if origin != origin.lower() or origin.endswith(usual) or set("@*") & set(origin):
+            raise ValueError(f"{origin!r}: write lower case, no user, no pattern and no usual port")
     return Origins(origins)
 
 

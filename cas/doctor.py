@@ -7,6 +7,7 @@ while it looks is looked at again before it is called wrong.
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat as modes
 from collections.abc import Callable, Iterator
@@ -23,10 +24,12 @@ from cas.catalog.recovery import Folders, entries_add_up, state_of, verify_journ
 from cas.config import Settings
 from cas.digest import Digest
 from cas.errors import BlobcaskError, BlobMissing, IndexDamaged, JournalDamaged
+from cas.format import FORMAT_VERSION
+from cas.quotas import miscounted_usage
 from cas.records import CONDEMNED, DELETING, LIVE, Blob
 from cas.refcounts import miscounts
 from cas.scrub import Scrub
-from cas.store import FORMAT_VERSION, Store
+from cas.store import Store
 
 Severity = Literal["damage", "trouble", "note"]
 DAMAGE: Severity = "damage"  # bytes or records are lost or at risk
@@ -38,6 +41,7 @@ _INODES_FREE_MIN = 10_000
 _TOLD_MAX = 100  # of one kind of finding that may come in millions
 _SCRUB = "run blobcask scrub"
 _REBUILD = "run blobcask rebuild with the store stopped"
+_RECOUNT = "run blobcask recount"
 _HEAL = "upload the same bytes again: that heals the blob"
 
 
@@ -114,6 +118,7 @@ def _opened(
     yield from _index(store, position)
     yield from _blobs(store, read_data, progress)
     yield from _leftovers(store)
+    yield from _partials(store)
 
 
 # --- files
@@ -126,8 +131,12 @@ def _version(root: Path) -> Iterator[Finding]:
         yield Finding(DAMAGE, None, f"VERSION cannot be read: {error.strerror}", "restore it")
         return
     if text != str(FORMAT_VERSION):
+        older = text.isdigit() and int(text) < FORMAT_VERSION
         yield Finding(
-            TROUBLE, None, f"the format is {text!r}, not {FORMAT_VERSION}", "use a newer blobcask"
+            NOTE if older else TROUBLE,
+            None,
+            f"the format is {text!r}, not {FORMAT_VERSION}",
+            "opening the store upgrades it" if older else "use a newer blobcask",
         )
 
 
@@ -223,6 +232,13 @@ def _index(store: Store, position: Position) -> Iterator[Finding]:
                 yield Finding(DAMAGE, 5, what, _REBUILD)
             if not entries_add_up(snapshot):
                 yield Finding(DAMAGE, 5, "index entries are not those of the records", _REBUILD)
+            for recorded, counted in miscounted_usage(snapshot)[:_TOLD_MAX]:
+                what = (
+                    f"tenant {counted.tenant_id} stores {counted.files:,} files of "
+                    f"{counted.size_bytes:,} bytes, and is charged for {recorded.files:,} of "
+                    f"{recorded.size_bytes:,}"
+                )
+                yield Finding(TROUBLE, None, what, _RECOUNT)
             for wrong in miscounts(snapshot)[:_TOLD_MAX]:
                 name = wrong.digest.hex()
                 if wrong.recorded is None:
@@ -333,6 +349,17 @@ def _leftovers(store: Store) -> Iterator[Finding]:
         (len(report.orphans), "objects that no record names, older than the grace", _SCRUB),
         (len(report.temporaries), "temporary files that a crash left behind", _SCRUB),
         (len(report.foreign), "files in objects/ that are no blobs", "look, and move them away"),
+        (
+            len(store.partial_files.leftovers(store.catalog)),
+            "files in partial/ that no record names",
+            "run blobcask sweep",
+        ),
     ):
         if count:
             yield Finding(NOTE, 2, f"{count:,} {noun}", mend)
+
+
+def _partials(store: Store) -> Iterator[Finding]:
+    for partial in itertools.islice(store.partial_files.short(store.catalog), _TOLD_MAX):
+        what = f"resumable upload {partial.partial_id} lost bytes that were acknowledged"
+        yield Finding(DAMAGE, 4, what, "its next piece ends it; the sender begins again")

@@ -101,14 +101,6 @@ class Disk:
             count = os.pwrite(fd, view, offset)
             view, offset = view[count:], offset + count
 
-    def copy_range(self, source_fd: int, target_fd: int, count: int) -> int:
-        """Copy up to `count` bytes between the descriptors' positions inside the kernel.
-
-        Returns the bytes copied, 0 at the end of the source. Shares extents where the
-        filesystem can (xfs, btrfs).
-        """
-        return os.copy_file_range(source_fd, target_fd, count)
-
     def truncate(self, fd: int, size_bytes: int) -> None:
         os.ftruncate(fd, size_bytes)
 

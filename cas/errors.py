@@ -6,19 +6,24 @@ them to a status and a stable code, `cas/cli.py` maps them to exit codes.
     BlobcaskError
     ├── InvalidInput                what the caller sent can never be right
     │   ├── InvalidDigest  InvalidReference  InvalidName  InvalidRetention  InvalidRequest
+    │   ├── InvalidReceipt
     │   └── InvalidSetting          section, key and value of a bad setting
     ├── NotFound                    no such thing, or not the caller's
     ├── Mismatch                    the bytes are not the promised ones
-    │   └── DigestMismatch  SizeMismatch
+    │   └── DigestMismatch  SizeMismatch  ChecksumMismatch  ReceiptNotProved
     ├── TooLarge                    more bytes than the limit in force
     ├── Conflict                    right once, not in this state
-    │   └── UploadClosed  FilesRefused  Held  RecordExists  BlobDeleting
+    │   ├── UploadClosed  UploadNotCompleted  FilesRefused  Held  RecordExists  BlobDeleting
+    │   └── OffsetMismatch  PartialBusy  PartialTaken  PartialExpired  SlotsTaken  SlotTaken
     ├── StoreFull                   no space, with numbers
+    ├── QuotaExceeded               no more of this tenant, with numbers
+    │   └── LinkQuotaExceeded
     ├── BlobUnavailable             the record is here, good bytes are not
     │   └── BlobMissing  BlobDamaged
+    ├── AccessDenied  ServerRefused  ServerUnreachable      of a remote store only
     └── CatalogError                the catalog cannot serve
         ├── CatalogFailed           a sync failed: nobody writes until it is reopened
-        ├── CatalogClosed  WrongProcess  StoreBusy
+        ├── CatalogClosed  WrongProcess  StoreBusy  StoreUnready
         ├── UnsuitableRoot          network filesystem, foreign PID namespace, newer format
         └── Damaged                 JournalDamaged, IndexDamaged
 """
@@ -65,6 +70,10 @@ class InvalidRequest(InvalidInput):
     what = "field"
 
 
+class InvalidReceipt(InvalidInput):
+    what = "receipt"
+
+
 class InvalidSetting(InvalidInput):
     """A setting that stops the start: names section, key and value."""
 
@@ -105,6 +114,23 @@ class SizeMismatch(Mismatch):
         self.received_bytes = received_bytes
 
 
+class ChecksumMismatch(Mismatch):
+    """A piece of a resumable upload has another SHA-256 than its sender promised (hex)."""
+
+    def __init__(self, promised: str, received: str) -> None:
+        super().__init__(f"promised a piece with SHA-256 {promised}, received {received}")
+        self.promised = promised
+        self.received = received
+
+
+class ReceiptNotProved(Mismatch):
+    """The signature is not of this receipt, or not by a trusted key; or it names no such file."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class TooLarge(BlobcaskError):
     """The source is longer than `limit_bytes`; nothing was kept."""
 
@@ -141,6 +167,60 @@ class Held(Conflict):
         self.reference = reference
 
 
+class OffsetMismatch(Conflict):
+    """A piece of a resumable upload must begin at `offset_bytes`, and begins elsewhere."""
+
+    def __init__(self, offset_bytes: int, sent_bytes: int) -> None:
+        super().__init__(f"{offset_bytes} bytes are here; the piece begins at {sent_bytes}")
+        self.offset_bytes = offset_bytes
+        self.sent_bytes = sent_bytes
+
+
+class UploadNotCompleted(Conflict):
+    """Only a completed upload has this; `state` says how it stands."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__(f"the upload is {state}, not completed")
+        self.state = state
+
+
+class PartialBusy(Conflict):
+    """Another request works on this resumable upload, and did not let go in time."""
+
+    def __init__(self) -> None:
+        super().__init__("another request is busy with this upload; try again")
+
+
+class PartialTaken(Conflict):
+    """This request was asked to let go of its resumable upload, by one that came later."""
+
+    def __init__(self) -> None:
+        super().__init__("a later request took this upload over")
+
+
+class PartialExpired(Conflict):
+    """The resumable upload waited too long for its next piece."""
+
+    def __init__(self) -> None:
+        super().__init__("nothing came for too long; begin again")
+
+
+class SlotsTaken(Conflict):
+    """No slot is free, and none was named to be replaced."""
+
+    def __init__(self, max_files: int) -> None:
+        super().__init__(f"all {max_files} slots are filled; name the one to replace")
+        self.max_files = max_files
+
+
+class SlotTaken(Conflict):
+    """The slot `index` was to be filled only if it is free, and is filled or waited for."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"slot {index} is taken")
+        self.index = index
+
+
 class RecordExists(Conflict):
     """A record with this key, or this value of a unique key, is in the table."""
 
@@ -169,6 +249,25 @@ class StoreFull(BlobcaskError):
         self.path = path
 
 
+class QuotaExceeded(BlobcaskError):
+    """The tenant would store more than it may; nothing was kept.
+
+    `what` is "files" or "size_bytes": `used` of `limit` are taken, `needed` more were asked.
+    """
+
+    def __init__(self, what: str, limit: int, used: int, needed: int) -> None:
+        noun = "bytes" if what == "size_bytes" else what
+        super().__init__(f"quota: {used} of {limit} {noun} are used, {needed} more are needed")
+        self.what = what
+        self.limit = limit
+        self.used = used
+        self.needed = needed
+
+
+class LinkQuotaExceeded(QuotaExceeded):
+    """The same for the holder of an upload token, who may not know the tenant's numbers."""
+
+
 class BlobUnavailable(BlobcaskError):
     """A record names this digest, but good bytes are not here."""
 
@@ -184,6 +283,29 @@ class BlobMissing(BlobUnavailable):
 
 class BlobDamaged(BlobUnavailable):
     pass
+
+
+class AccessDenied(BlobcaskError):
+    """A server does not believe the token, or the token lacks a permission."""
+
+
+class ServerRefused(BlobcaskError):
+    """A server answered with an error that has no class here; `code` is its stable name."""
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(f"the server refused ({status} {code}): {detail}")
+        self.status = status
+        self.code = code
+        self.detail = detail
+
+
+class ServerUnreachable(BlobcaskError):
+    """No answer, or none that could be used; what was asked may or may not have been done."""
+
+    def __init__(self, server: str, reason: str) -> None:
+        super().__init__(f"{server}: {reason}")
+        self.server = server
+        self.reason = reason
 
 
 class CatalogError(BlobcaskError):
@@ -208,6 +330,14 @@ class WrongProcess(CatalogError):
 
     def __init__(self) -> None:
         super().__init__("opened in another process: open the store after fork")
+
+
+class StoreUnready(CatalogError):
+    """A commit was tried out and did not come back, or the disk took no bytes; `reason`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class StoreBusy(CatalogError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import msgspec
 
@@ -17,7 +17,7 @@ def append_event(
     txn: Transaction,
     tenant_id: str,
     event_name: str,
-    payload: dict[str, Any],
+    payload: Mapping[str, object],
     correlation_key: str | None = None,
 ) -> Event:
     """Record an event inside the transaction of what it speaks of.

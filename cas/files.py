@@ -29,7 +29,8 @@ from cas.errors import (
     TooLarge,
 )
 from cas.identifiers import new_id
-from cas.records import StoredFile
+from cas.quotas import Quota, usage_of
+from cas.records import StoredFile, Usage
 from cas.references import DIRECT_RUN, Reference, check_name, check_segment, extension_of
 from cas.retention import Retention, longer
 
@@ -145,11 +146,13 @@ class Files:
         scheme: str,
         default_retention: Retention,
         limit_bytes: int,
+        quota: Quota,
         now_us: Callable[[Snapshot], int],
     ) -> None:
         self._catalog = catalog
         self._blobs = blobs
         self._adoption = adoption
+        self._quota = quota
         self._tenant_id = check_segment(tenant_id, "tenant")
         self._actor = actor
         self._request_id = request_id
@@ -180,17 +183,19 @@ class Files:
         written when the tenant holds it. `limit_bytes` 0 leaves the store's own limit.
 
         Raises InvalidName, TooLarge, SizeMismatch, DigestMismatch, StoreFull, CatalogFailed,
-        and whatever reading the source raises; nothing is kept then.
+        QuotaExceeded (before the source is read, where its length is known), and whatever
+        reading the source raises; nothing is kept then.
         """
         naming = self._naming(name, run, filename, content_type, retention)
         limit = min(filter(None, (limit_bytes, self._limit_bytes)), default=0)
+        size_bytes = _length(source)
+        self._admit(promised_size if size_bytes is None else size_bytes)
         known = self._already_held(source, promised_size, promised_digest, limit)
         if known is not None:
-            measured = known
             try:
                 return self._adoption.commit_known(
-                    measured,
-                    lambda txn: naming.record(txn, measured),
+                    known,
+                    self._naming_within_quota(naming, known),
                     actor=self._actor,
                     request_id=self._request_id,
                 )
@@ -203,14 +208,31 @@ class Files:
             limit_bytes=limit,
             sync=False,
         ) as staged:
-            measured = staged.measured
             return self._adoption.commit(
                 staged,
                 self._tenant_id,
-                lambda txn: naming.record(txn, measured),
+                self._naming_within_quota(naming, staged.measured),
                 actor=self._actor,
                 request_id=self._request_id,
             )
+
+    def _admit(self, size_bytes: int | None) -> None:
+        """Refuse bytes that the tenant has no room for before they are read.
+
+        Those of a length that the tenant has already may be a file already, which takes no
+        room: only the transaction can tell.
+        """
+        if size_bytes is None or not self._quota:
+            return
+        with self._catalog.read() as snapshot:
+            same = snapshot.range(StoredFile, "content", (self._tenant_id, size_bytes), limit=1)
+            if not same:
+                self._quota.admit(snapshot, self._tenant_id, files=1, size_bytes=size_bytes)
+
+    def _naming_within_quota(
+        self, naming: Naming, measured: Measured
+    ) -> Callable[[Transaction], StoredFile]:
+        return self._quota.keeping(self._tenant_id, lambda txn: naming.record(txn, measured))
 
     def _already_held(
         self,
@@ -309,7 +331,11 @@ class Files:
                 made.append(one.naming.record(txn, one.adopted.measured) if ready else None)
             return made
 
-        made = self._catalog.write(name_all, actor=self._actor, request_id=self._request_id)
+        made = self._catalog.write(
+            self._quota.keeping(self._tenant_id, name_all),
+            actor=self._actor,
+            request_id=self._request_id,
+        )
         return [
             file
             if file is not None
@@ -347,6 +373,11 @@ class Files:
 
     # --- what is stored
 
+    def usage(self) -> Usage:
+        """What the tenant stores: files, filled slots, and what resumable uploads brought."""
+        with self._catalog.read() as snapshot:
+            return usage_of(snapshot, self._tenant_id)
+
     def stat(self, reference: Reference) -> StoredFile:
         """The record; raises NotFound for the unknown, the expired and the foreign alike."""
         with self._catalog.read() as snapshot:
@@ -355,10 +386,15 @@ class Files:
     def open(self, reference: Reference) -> tuple[StoredFile, int]:
         """The record and a read-only descriptor of the bytes, the caller's to close.
 
-        Raises NotFound, BlobMissing.
+        Raises NotFound, BlobMissing, BlobDamaged (another length than the record's).
         """
         file = self.stat(reference)
-        return file, self._blobs.open(file.checksum_sha256)
+        return file, self._blobs.open(file.checksum_sha256, file.size_bytes)
+
+    def reader(self, reference: Reference) -> tuple[StoredFile, io.RawIOBase]:
+        """The record and a stream of the bytes, the caller's to close; raises as `open`."""
+        file, fd = self.open(reference)
+        return file, io.FileIO(fd)
 
     def list(
         self,
@@ -370,9 +406,13 @@ class Files:
     ) -> Page[StoredFile]:
         """A page of files, newest first; costs what the page holds, however much is stored."""
         limit = max(1, min(limit, PAGE_MAX))
-        index = "tenant" if run is None and name is None else "name" if run is None else "run"
-        named = name if run is None else run
-        prefix = (self._tenant_id,) if named is None else (self._tenant_id, named)
+        index = {
+            (False, False): "tenant",
+            (True, False): "run",
+            (False, True): "name",
+            (True, True): "run_name",
+        }[run is not None, name is not None]
+        prefix = (self._tenant_id, *(wanted for wanted in (run, name) if wanted is not None))
         before = () if cursor is None else (cursor,)
         with self._catalog.read() as snapshot:
             now_us = self._now_us(snapshot)
@@ -381,11 +421,7 @@ class Files:
             )
         more = len(found) > limit
         found = found[:limit]
-        shown = [
-            file
-            for file in found
-            if not _expired(file, now_us) and (name is None or file.name == name)
-        ]
+        shown = [file for file in found if not _expired(file, now_us)]
         return Page(shown, found[-1].file_id if more else None)
 
     # --- changing

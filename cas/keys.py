@@ -6,7 +6,8 @@
     ROOT/keys/receipts  the Ed25519 seeds that sign receipts, one per line, the last signs
 
 The folder is 0700, the files are 0600. To rotate: append a line to `signing`, restart;
-remove the old line when the URLs that it signed have expired.
+remove the old line when the URLs that it signed have expired. `receipts` likewise, but keep
+its old lines: a receipt is for ever, and the server lists the keys that prove it.
 """
 
 from __future__ import annotations

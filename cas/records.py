@@ -11,6 +11,7 @@ A `Schema` declares what the catalog must keep true of a type:
     indexes   name -> fields by which records are listed in order; a record whose first
               field there is None is left out, so that such an index holds only what is due
     digests   fields that hold a digest: each one counts as a reference to that blob
+    counts    what a record adds to the `Usage` of its tenant
 """
 
 from __future__ import annotations
@@ -24,6 +25,15 @@ from cas.digest import Digest
 
 
 @final
+class Counts(msgspec.Struct, frozen=True):
+    """What a record of a type with a `tenant_id` adds to the usage of that tenant."""
+
+    size_bytes: str  # the field that says so
+    files: int = 1
+    unless_none: str = ""  # the field that is None when the record counts nothing
+
+
+@final
 class Schema(msgspec.Struct, frozen=True):
     """What the catalog keeps true of one record type; `number` names its table on disk."""
 
@@ -33,6 +43,7 @@ class Schema(msgspec.Struct, frozen=True):
     unique: Mapping[str, tuple[str, ...]] = {}
     indexes: Mapping[str, tuple[str, ...]] = {}
     digests: tuple[str, ...] = ()
+    counts: Counts | None = None
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
@@ -112,10 +123,12 @@ class StoredFile(Record, frozen=True, array_like=True):
             "tenant": ("tenant_id", "file_id"),
             "run": ("tenant_id", "workflow_run_id", "file_id"),
             "name": ("tenant_id", "name", "file_id"),
+            "run_name": ("tenant_id", "workflow_run_id", "name", "file_id"),
             "content": ("tenant_id", "size_bytes", "checksum_sha256", "file_id"),
             "expiry": ("expires_at", "file_id"),
         },
         digests=("checksum_sha256",),
+        counts=Counts("size_bytes"),
     )
 
 
@@ -174,12 +187,17 @@ class UploadFile(Record, frozen=True, array_like=True):
     checksum_sha256: Digest | None  # None once completed or dropped
     stored_at: int
     file_id: str | None = None
+    partial_id: str | None = None  # the resumable upload that brought the bytes
+    tenant_id: str = ""  # of the upload; "" counts for nobody
+    # Since completion: what came, for the receipt. No reference: it outlives the file.
+    received_sha256: Digest | None = None
 
     schema: ClassVar[Schema] = Schema(
         "upload_files",
         4,
         key=("upload_id", "file_index"),
         digests=("checksum_sha256",),
+        counts=Counts("size_bytes", unless_none="checksum_sha256"),
     )
 
 
@@ -239,6 +257,7 @@ class Partial(Record, frozen=True, array_like=True):
             "upload": ("upload_id", "partial_id"),
             "expiry": ("expires_at", "partial_id"),
         },
+        counts=Counts("offset_bytes", files=0),
     )
 
 
@@ -284,7 +303,10 @@ class Delivery(Record, frozen=True, array_like=True):
 
 @final
 class Usage(Record, frozen=True, array_like=True):
-    """What one tenant stores: kept by the catalog, as reference counts are."""
+    """What one tenant stores: kept by the catalog, as reference counts are.
+
+    A tenant that stores nothing has no such record. Only a recount writes one.
+    """
 
     tenant_id: str
     files: int

@@ -14,7 +14,7 @@ from typing import final
 
 import msgspec
 
-from cas.catalog.lmdb import LmdbSnapshot
+from cas.catalog.snapshot import LmdbSnapshot
 from cas.digest import Digest
 from cas.records import Blob
 

@@ -6,16 +6,16 @@ days:N   hours:N   until:RFC3339   forever
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import final
 
 import msgspec
 
+from cas.clock import parse_rfc3339
 from cas.errors import InvalidRetention
 
 _HOUR_US = 3600 * 1_000_000
 _COUNT = re.compile(r"(days|hours):([0-9]{1,7})", re.ASCII)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The last moment a datetime can name: a policy beyond it could not be shown to anybody.
 _LAST_US = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) * 1_000_000
 
@@ -49,13 +49,10 @@ def parse_retention(text: str) -> Retention:
         return Retention(text, hours=count * 24 if unit == "days" else count)
     if text.startswith("until:"):
         try:
-            moment = datetime.fromisoformat(text.removeprefix("until:"))
-        except ValueError:
-            raise InvalidRetention(text, "not an RFC 3339 time after 'until:'") from None
-        if moment.tzinfo is None:
-            raise InvalidRetention(text, "a time needs its offset, as in 2030-01-01T00:00:00Z")
-        # Whole numbers throughout: a float of this size is off by microseconds.
-        until_us = (moment - _EPOCH) // timedelta(microseconds=1)
+            until_us = parse_rfc3339(text.removeprefix("until:"))
+        except ValueError as error:
+            reason = f"not an RFC 3339 time after 'until:': {error}"
+            raise InvalidRetention(text, reason) from None
         if not 0 <= until_us <= _LAST_US:
             raise InvalidRetention(text, "a time is between 1970 and 9999")
         return Retention(text, until_us=until_us)

@@ -31,7 +31,7 @@ import msgspec
 
 from cas.adoption import object_of
 from cas.blobs import SHARDS, Placed
-from cas.catalog import Key, Transaction
+from cas.catalog import Key, Snapshot, Transaction
 from cas.digest import Digest, parse_digest
 from cas.durable import is_temporary
 from cas.errors import BlobMissing, InvalidDigest
@@ -290,19 +290,19 @@ class Scrub:
     def _set_aside(self, look: _Look) -> Path | None:
         """Move the damaged file to quarantine; None when a writer has healed it meanwhile.
 
-        The record says `missing` by now (invariant 1). In a transaction without ops, so
-        that no writer can adopt the file between the look and the move; one that places
-        its copy in that very moment finds it gone when it adopts, and brings it again.
+        The record says `missing` by now (invariant 1). Alone, so that no writer can adopt the
+        file between the look and the move; one that places its copy in that very moment
+        finds it gone when it adopts, and brings it again.
         """
 
-        def move(txn: Transaction) -> Path | None:
-            blob = txn.get(Blob, look.blob.digest)
+        def move(snapshot: Snapshot) -> Path | None:
+            blob = snapshot.get(Blob, look.blob.digest)
             files = self._store.blobs
             if blob is None or blob.missing_at is None or files.stat(blob.digest) != look.placed:
                 return None
             return files.quarantine(blob.digest)
 
-        return self._store.catalog.write(move, actor=_ACTOR)
+        return self._store.catalog.alone(move)
 
     # --- folders
 

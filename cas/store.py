@@ -14,16 +14,19 @@ from cas.catalog.local import CatalogSettings, LocalCatalog
 from cas.catalog.recovery import has_journal
 from cas.clock import DAY_US, HOUR_US, Clock, SystemClock, advance, believable, rfc3339
 from cas.config import Settings
+from cas.deliveries import Deliveries
 from cas.digest import Digest
-from cas.durable import DISK, Disk, is_temporary
+from cas.durable import DISK, Disk
 from cas.errors import NotFound, UnsuitableRoot
 from cas.files import Files
+from cas.format import check_format, upgrade
 from cas.garbage import Collector
+from cas.partial_files import PartialFiles
+from cas.quotas import Quota
 from cas.records import Mark, PendingUpload, StoredFile
 from cas.retention import parse_retention
-from cas.uploads import Policy, UploadLink, Uploads, as_of
+from cas.uploads import Policy, UploadLink, Uploads, as_of, upload_behind
 
-FORMAT_VERSION = 1
 STORE_ID = "store_id"  # the mark that names this store for ever
 
 
@@ -41,6 +44,7 @@ class Store:
         self.catalog = catalog
         self.blobs = BlobFiles(root, disk, settings.store.min_free)
         self.collector = Collector(root, catalog, self.blobs, settings.store.grace)
+        self.partial_files = PartialFiles(root, disk)
         self.adoption = Adoption(
             catalog,
             self.blobs,
@@ -53,6 +57,8 @@ class Store:
             settings.uploads.default_expiry_hours * HOUR_US,
             settings.uploads.max_file_size_mb << 20,
             settings.references.scheme,
+            settings.uploads.partial_expiry,
+            Quota(settings.limits.quota_files, settings.limits.quota_bytes),
         )
 
     @classmethod
@@ -72,7 +78,7 @@ class Store:
         settings = settings or Settings()
         clock = clock or SystemClock()
         root = root.absolute()
-        _check_version(root, disk)
+        check_format(root, disk)
         blobs = BlobFiles(root, disk)
         blobs.create()
         if not has_journal(root) and blobs.has_blobs():
@@ -91,6 +97,7 @@ class Store:
         )
         store = cls(root, settings, clock, disk, catalog)
         try:
+            upgrade(root, catalog, disk)
             store.store_id()
         except BaseException:
             store.close()
@@ -125,6 +132,7 @@ class Store:
             scheme=self._policy.scheme,
             default_retention=self._policy.default_retention,
             limit_bytes=self._policy.limit_bytes,
+            quota=self._policy.quota,
             now_us=self.now_us,
         )
 
@@ -140,14 +148,18 @@ class Store:
             now_us=self.now_us,
         )
 
+    def deliveries(self, tenant_id: str, actor: str, request_id: str = "") -> Deliveries:
+        """What is sent for one tenant; raises InvalidName for an impossible tenant."""
+        return Deliveries(self.catalog, tenant_id=tenant_id, actor=actor, request_id=request_id)
+
     def upload_link(self, token: str, request_id: str = "") -> UploadLink:
         """What an upload token opens; raises NotFound."""
         with self.catalog.read() as snapshot:
-            upload = snapshot.find(PendingUpload, "upload_token", token)
-            if upload is None:
-                raise NotFound("upload", token)
-            upload = as_of(upload, self.now_us(snapshot))
-        return self._link(upload, request_id)
+            upload = upload_behind(snapshot, token)
+            now_us = self.now_us(snapshot)
+        if upload is None:
+            raise NotFound("upload", token)
+        return self._link(as_of(upload, now_us), request_id)
 
     def file_by_id(self, file_id: str) -> StoredFile:
         """The file of a signed URL, whose signature is the right; raises NotFound."""
@@ -160,9 +172,12 @@ class Store:
             raise NotFound("file", file_id)
         return file
 
-    def open_blob(self, digest: Digest) -> int:
-        """A read-only descriptor of the bytes, the caller's to close; raises BlobMissing."""
-        return self.blobs.open(digest)
+    def open_blob(self, digest: Digest, size_bytes: int | None = None) -> int:
+        """A read-only descriptor of the bytes, the caller's to close; raises BlobMissing.
+
+        With the `size_bytes` of the record, another length raises BlobDamaged.
+        """
+        return self.blobs.open(digest, size_bytes)
 
     # --- time
 
@@ -224,33 +239,6 @@ class Store:
             self._policy,
             upload,
             request_id=request_id,
+            partial_files=self.partial_files,
+            now_us=self.now_us,
         )
-
-
-def _check_version(root: Path, disk: Disk) -> None:
-    """Refuse what is not ours or newer than we are; write VERSION into a new ROOT."""
-    version_path = root / "VERSION"
-    try:
-        text = version_path.read_text().strip()
-    except FileNotFoundError:
-        root.mkdir(parents=True, exist_ok=True)
-        # `keys` may come first: they are made before the first store is opened.
-        ours = {"keys", "objects", "partial", "quarantine", "lost+found"}
-        foreign = [
-            entry.name
-            for entry in root.iterdir()
-            # One that was killed while it wrote VERSION leaves a temporary behind.
-            if entry.name not in ours and not is_temporary(entry.name)
-        ]
-        if foreign and version_path.exists():
-            # Another process makes the store at this moment; VERSION comes first.
-            return _check_version(root, disk)
-        if foreign:
-            raise UnsuitableRoot(root, f"no store, and not empty: {min(foreign)}") from None
-        disk.write_file(version_path, f"{FORMAT_VERSION}\n".encode())
-        return None
-    if not text.isdigit() or int(text) > FORMAT_VERSION:
-        raise UnsuitableRoot(
-            root, f"its format is {text!r}; this version reads up to {FORMAT_VERSION}"
-        )
-    return None

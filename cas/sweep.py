@@ -1,19 +1,25 @@
 """The sweep: records whose time is over. Plan, then execute.
 
-It follows the expiry indexes, so its cost grows with what is due, not with what is stored.
+It follows the expiry indexes, so its cost grows with what is due, not with what is stored;
+only the folder of resumable uploads is read as a whole, and it holds what is unfinished.
 Expiry is judged by catalog time, and nothing is swept while the clock is not to be
 believed (invariant 10). A hold outlives every expiry.
 """
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Callable, Iterator
+from typing import TypeVar, final
 
 import msgspec
 
 from cas.catalog import Catalog, Key, Snapshot, Transaction
-from cas.records import EXPIRED, PENDING, PendingUpload, StoredFile
+from cas.partial_files import PartialFiles
+from cas.partials import partials_of
+from cas.records import EXPIRED, PENDING, Event, Partial, PendingUpload, Record, StoredFile
 from cas.uploads import close_upload
+
+R = TypeVar("R", bound=Record)
 
 _BATCH = 500  # records a transaction: a few ms of the writer lock
 _ACTOR = "sweep"
@@ -27,6 +33,14 @@ class SweepPlan(msgspec.Struct, frozen=True):
     file_ids: list[str]
     references: list[str]  # of those files, for people
     upload_ids: list[str]
+    partial_ids: list[str] = []
+    event_ids: list[str] = []
+    leftovers: list[str] = []  # files of partials that have no record any more
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.file_ids or self.upload_ids or self.partial_ids or self.event_ids or self.leftovers
+        )
 
 
 @final
@@ -35,18 +49,36 @@ class Swept(msgspec.Struct, frozen=True):
 
     files: int
     uploads: int
+    partials: int = 0
+    events: int = 0
+    leftovers: int = 0
 
 
-def plan_sweep(snapshot: Snapshot, now_us: int, limit: int = 10_000) -> SweepPlan:
-    """Up to `limit` files and uploads each whose time is over at `now_us` (catalog time)."""
+def plan_sweep(
+    snapshot: Snapshot,
+    now_us: int,
+    limit: int = 10_000,
+    *,
+    partial_files: PartialFiles | None = None,
+) -> SweepPlan:
+    """Up to `limit` of each kind whose time is over at `now_us` (catalog time).
+
+    Leftovers are looked for where `partial_files` are given.
+    """
     due = (now_us + 1,)
     files = _due_files(snapshot, due, limit)
     uploads = snapshot.range(PendingUpload, "expiry", before=due, limit=limit)
+    partials = snapshot.range(Partial, "expiry", before=due, limit=limit)
+    events = snapshot.range(Event, "expiry", before=due, limit=limit)
+    names = partial_files.names() if partial_files else []
     return SweepPlan(
         now_us,
         [file.file_id for file in files],
         [file.storage_ref for file in files],
         [upload.upload_id for upload in uploads],
+        [partial.partial_id for partial in partials],
+        [event.event_id for event in events],
+        sorted(name for name in names if snapshot.get(Partial, name) is None)[:limit],
     )
 
 
@@ -63,34 +95,88 @@ def _due_files(snapshot: Snapshot, due: Key, limit: int) -> list[StoredFile]:
     return files[:limit]
 
 
-def execute_sweep(catalog: Catalog, plan: SweepPlan) -> Swept:
-    """End what the plan names and is still due; safe to stop anywhere and to repeat."""
-    files = uploads = 0
-    for start in range(0, len(plan.file_ids), _BATCH):
-        chunk = plan.file_ids[start : start + _BATCH]
+def execute_sweep(
+    catalog: Catalog, plan: SweepPlan, *, partial_files: PartialFiles | None = None
+) -> Swept:
+    """End what the plan names and is still due; safe to stop anywhere and to repeat.
 
-        def end_files(txn: Transaction, chunk: list[str] = chunk) -> int:
-            ended = 0
-            for file_id in chunk:
-                file = txn.get(StoredFile, file_id)
-                if file is None or file.hold or file.expires_at is None:
-                    continue
-                # Its retention may have been prolonged since the plan was made.
-                if file.expires_at <= plan.now_us:
-                    txn.delete(file)
-                    ended += 1
-            return ended
+    The files of partials go after their records, where `partial_files` are given; without,
+    they are leftovers for a later sweep.
+    """
+    now_us = plan.now_us
 
-        files += catalog.write(end_files, actor=_ACTOR)
+    def file_is_due(file: StoredFile) -> bool:
+        # Its retention may have been prolonged since the plan was made.
+        return not file.hold and file.expires_at is not None and file.expires_at <= now_us
+
+    def partial_is_due(partial: Partial) -> bool:
+        return partial.expires_at <= now_us  # another piece may have come
+
+    def event_is_due(event: Event) -> bool:
+        return event.expires_at is not None and event.expires_at <= now_us
+
+    files = len(_end(catalog, StoredFile, plan.file_ids, file_is_due))
+    ended = _end(catalog, Partial, plan.partial_ids, partial_is_due)
+    uploads = 0
     for upload_id in plan.upload_ids:
+        unfinished = _end_upload(catalog, upload_id, now_us)
+        if unfinished is not None:
+            uploads += 1
+            ended += unfinished
+    events = len(_end(catalog, Event, plan.event_ids, event_is_due))
+    leftovers = 0
+    if partial_files is not None:
+        _remove(partial_files, ended)
+        with catalog.read() as snapshot:
+            # Listed before this snapshot, unlike those of the plan: see `leftovers` there.
+            over = [name for name in plan.leftovers if snapshot.get(Partial, name) is None]
+        leftovers = _remove(partial_files, over)
+    return Swept(files, uploads, len(ended), events, leftovers)
 
-        def end_upload(txn: Transaction, upload_id: str = upload_id) -> int:
-            upload = txn.get(PendingUpload, upload_id)
-            if upload is None or upload.status != PENDING or upload.expires_at > plan.now_us:
-                return 0
-            close_upload(txn, upload, EXPIRED)
-            return 1
 
-        # One a transaction: an upload may have a thousand slots to let go of.
-        uploads += catalog.write(end_upload, actor=_ACTOR)
-    return Swept(files, uploads)
+def _end(
+    catalog: Catalog, kind: type[R], identifiers: list[str], is_due: Callable[[R], bool]
+) -> list[str]:
+    """Delete the records that are still there and due; returns their identifiers."""
+    ended: list[str] = []
+    for chunk in _chunks(identifiers):
+
+        def end(txn: Transaction, chunk: list[str] = chunk) -> list[str]:
+            gone = []
+            for identifier in chunk:
+                record = txn.get(kind, identifier)
+                if record is not None and is_due(record):
+                    txn.delete(record)
+                    gone.append(identifier)
+            return gone
+
+        ended += catalog.write(end, actor=_ACTOR)
+    return ended
+
+
+def _end_upload(catalog: Catalog, upload_id: str, now_us: int) -> list[str] | None:
+    """Expire one upload; returns its unfinished partials, None when it is not due.
+
+    One a transaction: an upload may have a thousand slots to let go of.
+    """
+
+    def end(txn: Transaction) -> list[str] | None:
+        upload = txn.get(PendingUpload, upload_id)
+        if upload is None or upload.status != PENDING or upload.expires_at > now_us:
+            return None
+        unfinished = [partial.partial_id for partial in partials_of(txn, upload_id)]
+        close_upload(txn, upload, EXPIRED)
+        return unfinished
+
+    return catalog.write(end, actor=_ACTOR)
+
+
+def _remove(partial_files: PartialFiles, partial_ids: list[str]) -> int:
+    for partial_id in partial_ids:
+        partial_files.remove(partial_id)
+    return len(partial_ids)
+
+
+def _chunks(identifiers: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(identifiers), _BATCH):
+        yield identifiers[start : start + _BATCH]

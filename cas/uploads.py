@@ -13,7 +13,7 @@ import secrets
 import string
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import final
+from typing import TypedDict, final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -23,23 +23,30 @@ from cas.blobs import BlobFiles, Measured, Source
 from cas.catalog import Catalog, Snapshot, Transaction
 from cas.clock import SECOND_US, rfc3339
 from cas.content import Content, look_at
+from cas.deliveries import CALLBACK, enqueue
 from cas.digest import Digest
+from cas.durable import SupportsRead
 from cas.errors import (
     BlobMissing,
     FilesRefused,
     InvalidRequest,
     NotFound,
     RecordExists,
+    SlotTaken,
     UploadClosed,
 )
 from cas.events import append_event
 from cas.files import DEFAULT_CONTENT_TYPE, PAGE_MAX, Naming, Page
 from cas.identifiers import new_id
+from cas.partial_files import PartialFiles
+from cas.partials import Partials, Progress, drop_partials, partials_of
+from cas.quotas import NO_QUOTA, Quota
 from cas.records import (
     CANCELLED,
     COMPLETED,
     EXPIRED,
     PENDING,
+    Partial,
     PendingUpload,
     StoredFile,
     UploadFile,
@@ -93,6 +100,8 @@ class Policy:
     default_expiry_us: int
     limit_bytes: int  # 0: none
     scheme: str
+    partial_expiry_us: int
+    quota: Quota = NO_QUOTA
 
 
 @final
@@ -186,7 +195,7 @@ class Uploads:
     def get(self, token: str) -> UploadLink:
         """The upload behind a token, if it is the tenant's; raises NotFound."""
         with self._catalog.read() as snapshot:
-            upload = snapshot.find(PendingUpload, "upload_token", token)
+            upload = upload_behind(snapshot, token)
             now_us = self._now_us(snapshot)
         if upload is None or upload.tenant_id != self._tenant_id:
             raise NotFound("upload", token)
@@ -204,7 +213,11 @@ class Uploads:
                 raise UploadClosed(upload.status)
             return close_upload(txn, upload, CANCELLED)
 
-        return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
+        link = self.get(token)
+        unfinished = link.partials()
+        cancelled = self._catalog.write(change, actor=self._actor, request_id=self._request_id)
+        link.sweep_partials(unfinished)
+        return cancelled
 
 
 @final
@@ -220,14 +233,32 @@ class UploadLink:
         upload: PendingUpload,
         *,
         request_id: str,
+        partial_files: PartialFiles,
+        now_us: Callable[[Snapshot], int],
     ) -> None:
         self._catalog = catalog
         self._blobs = blobs
         self._adoption = adoption
         self._policy = policy
+        self._quota = policy.quota.untold()
         self._request_id = request_id
         self._actor = f"upload:{upload.upload_id}"
         self.upload = upload
+        self._partials = Partials(
+            catalog,
+            partial_files,
+            blobs,
+            adoption,
+            upload,
+            limit_bytes=self.size_limit_bytes,
+            expiry_us=policy.partial_expiry_us,
+            quota=self._quota,
+            now_us=now_us,
+            pending=self._pending,
+            fill=self._fill_from,
+            actor=self._actor,
+            request_id=request_id,
+        )
 
     @property
     def size_limit_bytes(self) -> int:
@@ -249,16 +280,20 @@ class UploadLink:
         content_type: str | None = None,
         promised_size: int | None = None,
         promised_digest: Digest | None = None,
+        only_free: bool = False,
     ) -> UploadFile:
         """Fill slot `index` (0 … max_files-1), or replace what is in it; durable on return.
 
         Raises UploadClosed, NotFound for a slot that is not there, InvalidName, TooLarge,
-        SizeMismatch, DigestMismatch, StoreFull; the slot is as before then.
+        SizeMismatch, DigestMismatch, StoreFull, SlotTaken where it should be `only_free` and
+        is filled, or a partial is on its way to it; the slot is as before then.
         """
         check_name(filename)
         self._check_slot(index)
         if self.upload.status != PENDING:
             raise UploadClosed(self.upload.status)
+        if promised_size is not None:
+            self._admit(index, promised_size)
         with self._blobs.stage(
             source,
             promised_size=promised_size,
@@ -270,30 +305,82 @@ class UploadLink:
 
             def fill(txn: Transaction) -> UploadFile:
                 self._pending(txn)
-                slot = UploadFile(
-                    self.upload.upload_id,
-                    index,
-                    filename,
-                    content_type or DEFAULT_CONTENT_TYPE,
-                    measured.size_bytes,
-                    measured.digest,
-                    txn.now_us,
+                if only_free:
+                    self._check_free(txn, index)
+                return self._fill(
+                    txn, index, filename, content_type or DEFAULT_CONTENT_TYPE, measured
                 )
-                if txn.get(UploadFile, self.upload.upload_id, index) is None:
-                    txn.insert(slot)
-                else:
-                    txn.replace(slot)
-                return slot
 
             return self._adoption.commit(
                 staged,
                 # Nobody's own bytes: who has the token may be a stranger, and no work is
                 # skipped that would tell him what the tenant has (invariant 9).
                 "",
-                fill,
+                self._quota.keeping(self.upload.tenant_id, fill),
                 actor=self._actor,
                 request_id=self._request_id,
             )
+
+    # --- resumable uploads (see `partials`)
+
+    def begin_partial(
+        self, index: int | None, filename: str, content_type: str | None, length_bytes: int
+    ) -> Progress:
+        """Announce a file for slot `index` (None: the first free one) that comes in pieces;
+        durable on return. It ends the unfinished one of that slot, if there is one.
+
+        Raises UploadClosed, NotFound for a slot that is not there, InvalidName, TooLarge,
+        SlotsTaken, StoreFull.
+        """
+        check_name(filename)
+        if index is not None:
+            self._check_slot(index)
+        if self.upload.status != PENDING:
+            raise UploadClosed(self.upload.status)
+        self._admit(index, length_bytes)
+        return self._partials.begin(
+            index, filename, content_type or DEFAULT_CONTENT_TYPE, length_bytes
+        )
+
+    def partials(self) -> list[Progress]:
+        """The unfinished ones, oldest first."""
+        return self._partials.all()
+
+    def partial(self, partial_id: str) -> Progress:
+        """How far it is, finished or not, once a present writer has let go.
+
+        Raises NotFound, PartialExpired, PartialBusy.
+        """
+        return self._partials.find(partial_id)
+
+    def append(
+        self,
+        partial_id: str,
+        offset: int,
+        source: SupportsRead,
+        *,
+        promised_size: int | None = None,
+        promised_digest: bytes | None = None,
+    ) -> Progress:
+        """Write a piece that begins at `offset`; durable on return. The last one fills the slot.
+
+        See `Partials.append` for what is raised, and what is kept then.
+        """
+        return self._partials.append(
+            partial_id,
+            offset,
+            source,
+            promised_size=promised_size,
+            promised_digest=promised_digest,
+        )
+
+    def drop_partial(self, partial_id: str) -> None:
+        """Give it up, or empty the slot that it filled; raises NotFound, UploadClosed."""
+        self._partials.end(partial_id)
+
+    def sweep_partials(self, before: list[Progress]) -> None:
+        """After the upload closed: remove the files of what was unfinished `before`."""
+        self._partials.remove_files([partial.partial_id for partial in before])
 
     def empty(self, index: int) -> None:
         """Take the file out of slot `index`; nothing happens to an empty one."""
@@ -310,7 +397,8 @@ class UploadLink:
     def complete(self) -> Completion:
         """Judge all filled slots and make them files, with the event of it; durable on return.
 
-        The first to complete wins, and includes every slot that is filled at that moment.
+        The first to complete wins, and includes every slot that is filled at that moment;
+        resumable uploads that are not finished then end.
         Raises UploadClosed when it is no longer pending, FilesRefused with a reason for
         each file that is not as asked; the upload stays pending then, so that the person
         can mend it.
@@ -340,8 +428,14 @@ class UploadLink:
                     return None  # a slot changed while its content was judged
                 return self._finish(txn, upload, slots, contents)
 
-            done = self._catalog.write(finish, actor=self._actor, request_id=self._request_id)
+            unfinished = self.partials()
+            done = self._catalog.write(
+                self._quota.keeping(upload.tenant_id, finish),
+                actor=self._actor,
+                request_id=self._request_id,
+            )
             if done is not None:
+                self.sweep_partials(unfinished)
                 return done
 
     def completion(self) -> Completion:
@@ -385,14 +479,81 @@ class UploadLink:
             file = naming.record(txn, Measured(slot.checksum_sha256, slot.size_bytes))
             files.append(file)
             # The file counts the bytes from here on: deleting it frees them.
-            txn.replace(msgspec.structs.replace(slot, checksum_sha256=None, file_id=file.file_id))
+            completed = msgspec.structs.replace(
+                slot,
+                content_type=content_type,
+                checksum_sha256=None,
+                file_id=file.file_id,
+                received_sha256=slot.checksum_sha256,
+            )
+            txn.replace(completed)
+        drop_partials(txn, upload.upload_id)
         upload = msgspec.structs.replace(
             upload, status=COMPLETED, completed_at=txn.now_us, open_until=None
         )
         txn.replace(upload)
         done = Completion(upload, files, [slot.filename for slot in slots])
         append_event(txn, upload.tenant_id, upload.event_name, resume_payload(done))
+        if upload.callback_url is not None:
+            message = callback_payload(done)
+            enqueue(txn, upload.tenant_id, CALLBACK, upload.upload_id, upload.callback_url, message)
         return done
+
+    def _fill(
+        self,
+        txn: Transaction,
+        index: int,
+        filename: str,
+        content_type: str,
+        measured: Measured,
+        partial_id: str | None = None,
+    ) -> UploadFile:
+        slot = UploadFile(
+            self.upload.upload_id,
+            index,
+            filename,
+            content_type,
+            measured.size_bytes,
+            measured.digest,
+            txn.now_us,
+            partial_id=partial_id,
+            tenant_id=self.upload.tenant_id,
+        )
+        if txn.get(UploadFile, self.upload.upload_id, index) is None:
+            txn.insert(slot)
+        else:
+            txn.replace(slot)
+        return slot
+
+    def _admit(self, index: int | None, size_bytes: int) -> None:
+        """Refuse a body that the tenant has no room for before it is read."""
+        if not self._quota:
+            return
+        with self._catalog.read() as snapshot:
+            slots = [slot for slot in slots_of(snapshot, self.upload) if slot.file_index == index]
+            partials = [
+                partial
+                for partial in partials_of(snapshot, self.upload.upload_id)
+                if partial.file_index == index
+            ]
+            replaced_bytes = sum(slot.size_bytes for slot in slots)
+            replaced_bytes += sum(partial.offset_bytes for partial in partials)
+            self._quota.admit(
+                snapshot,
+                self.upload.tenant_id,
+                files=0 if slots else 1,
+                size_bytes=size_bytes - replaced_bytes,
+            )
+
+    def _fill_from(self, txn: Transaction, partial: Partial, measured: Measured) -> UploadFile:
+        return self._fill(
+            txn,
+            partial.file_index,
+            partial.filename,
+            partial.content_type,
+            measured,
+            partial.partial_id,
+        )
 
     def _judge(self, slots: list[UploadFile], contents: list[Content]) -> None:
         if not slots:
@@ -426,6 +587,12 @@ class UploadLink:
         if not 0 <= index < self.upload.max_files:
             raise NotFound("slot", str(index))
 
+    def _check_free(self, txn: Transaction, index: int) -> None:
+        claimed = partials_of(txn, self.upload.upload_id)
+        filled = txn.get(UploadFile, self.upload.upload_id, index) is not None
+        if filled or any(partial.file_index == index for partial in claimed):
+            raise SlotTaken(index)
+
     def _pending(self, txn: Transaction) -> PendingUpload:
         """The upload as it is in this transaction; raises UploadClosed unless pending."""
         upload = txn.get(PendingUpload, self.upload.upload_id)
@@ -435,6 +602,18 @@ class UploadLink:
         if upload.status != PENDING:
             raise UploadClosed(upload.status)
         return upload
+
+
+def upload_behind(snapshot: Snapshot, token: str) -> PendingUpload | None:
+    """The upload that a token opens, or None, which takes as long to find (invariant 9).
+
+    Read is the record of this token or, where there is none, of the last one before it:
+    the same work, and pages of the index that are as likely to be on the disk only.
+    """
+    nearest = snapshot.range(
+        PendingUpload, "upload_token", before=(f"{token}\0",), limit=1, reverse=True
+    )
+    return next((upload for upload in nearest if upload.upload_token == token), None)
 
 
 def slots_of(snapshot: Snapshot, upload: PendingUpload) -> list[UploadFile]:
@@ -451,6 +630,7 @@ def as_of(upload: PendingUpload, now_us: int) -> PendingUpload:
 
 def close_upload(txn: Transaction, upload: PendingUpload, status: str) -> PendingUpload:
     """End an upload without files: its slots let go of their bytes."""
+    drop_partials(txn, upload.upload_id)
     for slot in slots_of(txn, upload):
         txn.delete(slot)
     upload = msgspec.structs.replace(upload, status=status, open_until=None)
@@ -458,7 +638,24 @@ def close_upload(txn: Transaction, upload: PendingUpload, status: str) -> Pendin
     return upload
 
 
-def resume_payload(done: Completion) -> dict[str, object]:
+class ResumedFile(TypedDict):
+    """One file of a completed upload, with the names of the requirements."""
+
+    storage_ref: str
+    filename: str
+    content_type: str
+    size_bytes: int
+    checksum_sha256: str
+
+
+class ResumePayload(TypedDict):
+    """What the workflow that waits for an upload resumes with."""
+
+    files: list[ResumedFile]
+    uploaded_at: str
+
+
+def resume_payload(done: Completion) -> ResumePayload:
     """What the waiting workflow resumes with, in the form of the requirements."""
     return {
         "files": [
@@ -472,6 +669,20 @@ def resume_payload(done: Completion) -> dict[str, object]:
             for file, filename in zip(done.files, done.filenames, strict=True)
         ],
         "uploaded_at": rfc3339(done.upload.completed_at or 0),
+    }
+
+
+def callback_payload(done: Completion) -> dict[str, object]:
+    """What the callback says: whose upload it was, and what the workflow resumes with."""
+    upload = done.upload
+    return {
+        "type": "upload.completed",
+        "upload_id": upload.upload_id,
+        "event_name": upload.event_name,
+        "name": upload.name,
+        "tenant_id": upload.tenant_id,
+        "workflow_run_id": upload.workflow_run_id,
+        **resume_payload(done),
     }
 
 
@@ -501,8 +712,16 @@ def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         host = parts.hostname
+        parts.port  # noqa: B018  raises when it is no number up to 65535
     except ValueError:
         host = None
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not host or len(url) > 2000:
         raise InvalidRequest(url[:200], "a URL is http or https, with a host")
+    # Browsers drop line breaks and take a backslash for a slash: they would go elsewhere than
+    # it was read to go here.
+    if not url.isprintable() or " " in url or "\\" in url:
+        raise InvalidRequest(url[:200], "a URL has no spaces, controls or backslashes")
+    if parts.username is not None:
+        # It would be shown to whoever sees the upload, and sent to wherever the URL leads.
+        raise InvalidRequest(host, "a URL has no user and no password")

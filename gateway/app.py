@@ -9,53 +9,90 @@ import falcon
 
 from cas.config import Settings
 from cas.keys import Keys
+from cas.receipts import Receipts
 from cas.store import Store
 from gateway import errors
 from gateway.auth import Tokens
+from gateway.cors import Cors
+from gateway.counters import Counters
+from gateway.door import Door
 from gateway.downloads import DownloadResource, Sender
 from gateway.health import HealthResource, ReadyResource
+from gateway.issuers import Issuers
+from gateway.limits import Limits
 from gateway.links import Links
+from gateway.logs import Observed
+from gateway.metrics import Board, Meter, MetricsResource, routes_of
+from gateway.openapi import DocumentResource, Routes
+from gateway.receipts import ReceiptKeysResource, ReceiptResource
 from gateway.signing import Signer
 from gateway.slots import SlotResource
 from gateway.storage import StorageResource, StoredFileResource
+from gateway.tus import TusPartialResource, TusResource
 from gateway.upload_page import StaticResource, UploadPageResource
 from gateway.uploads import UploadLinkResource, UploadsResource
 
 
 def create_app(
-    store: Store, settings: Settings, keys: Keys, reopen: Callable[[], None] = lambda: None
+    store: Store,
+    settings: Settings,
+    keys: Keys,
+    reopen: Callable[[], None] = lambda: None,
+    meter: Meter | None = None,
+    counters: Counters | None = None,
 ) -> falcon.App[Any, Any]:
     """The gateway as a WSGI app. The store stays the caller's, to be closed after the app.
 
-    `reopen` is asked for when all processes must open the store anew (`errors.install`).
+    `reopen` is asked for when all processes must open the store anew (`errors.install`);
+    `meter` counts for all processes of a server, of which this is the only one by default,
+    and so do `counters`.
     """
+    if meter is None:
+        board = Board()
+        meter = Meter(board, board.take(), store)
 
     def now_us() -> int:
         with store.catalog.read() as snapshot:
             return store.now_us(snapshot)
 
-    tokens = Tokens(keys.jwt, now_us)
+    limits = Limits(settings, counters or Counters())
+    tokens = Tokens(keys.jwt, now_us, Issuers.of(settings.auth), limits.tenant)
     links = Links(Signer(keys.signing), now_us, settings.gateway)
-    sender = Sender(store, settings.gateway.accel_redirect)
-    uploads = UploadsResource(store, tokens, links)
-    link = UploadLinkResource(store, links)
+    door = Door(store, links, limits)
+    sender = Sender(door, settings.gateway.accel_redirect)
+    uploads = UploadsResource(door, tokens, links)
+    link = UploadLinkResource(door, links)
+    receipts = Receipts(keys.receipts, store.store_id(), settings.gateway.public_url)
 
-    app: falcon.App[Any, Any] = falcon.App(middleware=[errors.RequestIds()])
+    app: falcon.App[Any, Any] = falcon.App(middleware=[Observed(), errors.RequestIds()])
+    app.add_middleware(limits)
+    if settings.gateway.cors_origins:
+        app.add_middleware(Cors(settings.gateway.cors_origins))
     errors.install(app, reopen)
-    add = app.add_route
+    routes = Routes(app)
+    add, hide = routes.add, routes.hide
     add("/api/v1/uploads", uploads)
+    add("/api/v1/uploads/{token}", uploads, suffix="one")
     add("/api/v1/uploads/{token}/info", link, suffix="info")
     add("/api/v1/uploads/{token}/complete", link, suffix="complete")
     add("/api/v1/uploads/{token}/cancel", uploads, suffix="cancel")
-    add("/api/v1/uploads/{token}/files/{index:int(min=0, max=99999)}", SlotResource(store, links))
-    add("/api/v1/storage", StorageResource(store, tokens, settings))
+    add("/api/v1/uploads/{token}/receipt", ReceiptResource(door, receipts))
+    add("/api/v1/receipts/keys", ReceiptKeysResource(receipts))
+    add("/api/v1/uploads/{token}/files/{index:int(min=0, max=99999)}", SlotResource(door))
+    hide("/api/v1/uploads/{token}/tus", TusResource(door, links))  # a slash is easily lost
+    add("/api/v1/uploads/{token}/tus/", TusResource(door, links))
+    add("/api/v1/uploads/{token}/tus/{partial_id}", TusPartialResource(door, links))
+    add("/api/v1/storage", StorageResource(door, tokens, settings))
     add(
         "/api/v1/storage/{rest:path}",
-        StoredFileResource(store, tokens, links, sender, settings),
+        StoredFileResource(door, tokens, links, sender, settings),
     )
-    add("/d/{file_id}/{filename}", DownloadResource(store, links, sender))
-    add("/u/{token}", UploadPageResource(store))
-    add("/static/{name}", StaticResource())
+    add("/d/{file_id}/{filename}", DownloadResource(door, sender))
+    hide("/u/{token}", UploadPageResource(door))
+    hide("/static/{version}/{name}", StaticResource())
     add("/healthz", HealthResource())
     add("/readyz", ReadyResource(store, settings))
+    hide("/metrics", MetricsResource(store, meter, settings.gateway))
+    hide("/api/v1/openapi.json", DocumentResource(routes.document()))
+    meter.know_routes(routes_of(app))
     return app

@@ -7,6 +7,9 @@ Why: gunicorn copies each byte of a body about five times between its buffers. W
 length is known and the socket is plain, the bytes may go from the kernel straight into the
 caller's buffer, after the few that came with the head. Chunked bodies keep gunicorn's
 decoder: there the framing must be read anyway.
+
+Waiting for the sender is done outside the working slot (`gateway.pool`): bytes that are
+there are taken at once, and only a read that has to wait gives the slot away for so long.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ from __future__ import annotations
 import io
 import socket
 import time
-from collections.abc import Mapping
-from typing import Any, Final, Protocol, final
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any, Final, Protocol, TypeVar, final
 
 from gunicorn.http import errors as gunicorn_errors
 from gunicorn.http.body import LengthReader
@@ -27,14 +31,19 @@ from cas.errors import BlobcaskError, InvalidRequest, TooLarge
 # socket: a blocking read with MSG_WAITALL is one system call per buffer, where a socket
 # with a Python timeout needs poll and recv for each segment that arrives.
 IDLE_S: Final = 30.0
-# A sender that trickles is never idle, so there is a least rate too, slower than any real
-# link; judged only after this much waiting, so that small bodies know nothing but IDLE_S.
+# Who trickles is never idle, so there is a least rate too ([gateway] min_rate); judged only
+# after this much waiting, so that small bodies know nothing but IDLE_S.
 PATIENCE_S: Final = 60.0
-BYTES_PER_S_MIN: Final = 256
+BYTES_PER_S_MIN: Final = 512  # where no settings say otherwise
 # What an unread rest may cost to keep a connection alive; more is closed instead.
 DRAIN_BYTES_MAX: Final = 64 * 1024
 # One read of the plain path: large enough that the calls cost nothing.
 _STEP_BYTES: Final = 256 * 1024
+
+T = TypeVar("T")
+
+# Enters a wait for a client, outside the working slot.
+Waiting = Callable[[], AbstractContextManager[object]]
 
 
 class BodyTruncated(BlobcaskError):
@@ -58,19 +67,24 @@ class BodyTooSlow(BlobcaskError, TimeoutError):
 
 @final
 class Pace:
-    """The patience with one sender. Only time spent waiting for it counts: a slow disk
-    on our side is not its fault."""
+    """The patience with one client, who sends or takes bytes. Only time spent waiting for
+    it counts: a slow disk on our side is not its fault."""
 
-    def __init__(self) -> None:
+    __slots__ = ("_bytes_per_s_min", "_waited_s", "moved_bytes")
+
+    def __init__(self, bytes_per_s_min: int = BYTES_PER_S_MIN) -> None:
+        """`bytes_per_s_min` 0 is no least rate."""
+        self._bytes_per_s_min = bytes_per_s_min
         self._waited_s = 0.0
-        self._received_bytes = 0
+        self.moved_bytes = 0
 
-    def received(self, count: int, waited_s: float) -> None:
-        """Account for one read; raises BodyTooSlow when the patience is spent."""
+    def moved(self, count: int, waited_s: float) -> None:
+        """Account for bytes and the wait for them; raises BodyTooSlow when the patience is
+        spent."""
         self._waited_s += waited_s
-        self._received_bytes += count
-        if self._received_bytes < (self._waited_s - PATIENCE_S) * BYTES_PER_S_MIN:
-            raise BodyTooSlow(self._received_bytes)
+        self.moved_bytes += count
+        if self.moved_bytes < (self._waited_s - PATIENCE_S) * self._bytes_per_s_min:
+            raise BodyTooSlow(self.moved_bytes)
 
 
 @final
@@ -78,18 +92,57 @@ class PacedUnreader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no ty
     """gunicorn's reader of a connection, with the pace kept under the chunk decoder too:
     above it, one call may wait for as many trickled bytes as it was asked for."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        waiting: Waiting = nullcontext,
+        bytes_per_s_min: int = BYTES_PER_S_MIN,
+    ) -> None:
         super().__init__(sock)
-        self.pace = Pace()
+        self._waiting = waiting
+        self._bytes_per_s_min = bytes_per_s_min
+        self.pace = Pace(bytes_per_s_min)
+
+    def begin_body(self) -> None:
+        """Each body has a patience of its own."""
+        self.pace = Pace(self._bytes_per_s_min)
 
     def chunk(self, size_hint: int | None = None) -> bytes:
-        started = time.monotonic()
-        try:
-            data: bytes = super().chunk(size_hint)
-        except (BlockingIOError, TimeoutError):
-            raise BodyTooSlow(0) from None
-        self.pace.received(len(data), time.monotonic() - started)
-        return data
+        size = min(max(size_hint or 0, self.mxchunk), self.max_body_chunk)
+
+        def receive(flags: int) -> bytes:
+            data: bytes = self.sock.recv(size, flags)
+            return data
+
+        return self._receive(receive, 0, len)
+
+    def receive_into(self, view: memoryview) -> int:
+        """Take what is there, or else wait for `view` to be full; may return less.
+
+        Returns 0 at the end; raises BodyTooSlow, OSError.
+        """
+
+        def receive(flags: int) -> int:
+            count: int = self.sock.recv_into(view, 0, flags)
+            return count
+
+        return self._receive(receive, socket.MSG_WAITALL, int)
+
+    def _receive(self, receive: Callable[[int], T], wait: int, size: Callable[[T], int]) -> T:
+        if self.sock.gettimeout() is None:  # else Python itself waits before it looks
+            with suppress(BlockingIOError):
+                received = receive(socket.MSG_DONTWAIT)
+                self.pace.moved(size(received), 0.0)
+                return received
+        with self._waiting():
+            began = time.monotonic()
+            try:
+                received = receive(wait)
+            except (BlockingIOError, TimeoutError):
+                raise BodyTooSlow(self.pace.moved_bytes) from None
+            waited_s = time.monotonic() - began
+        self.pace.moved(size(received), waited_s)
+        return received
 
 
 @final
@@ -110,10 +163,12 @@ class RequestBody(io.RawIOBase):
         self._direct = (
             direct and self.length_bytes is not None and type(unreader.sock) is socket.socket
         )
-        self._received_bytes = 0
-        self._ended = self.length_bytes == 0
+        self.received_bytes = 0  # how much of the body has been read
+        self.ended = self.length_bytes == 0  # the next byte belongs to the next request
         self.failed = False  # gunicorn closes a connection whose body failed
-        unreader.pace = Pace()
+        # Told of each read, by which it may end the body: see `gateway.limits`.
+        self.on_received: Callable[[int], None] = lambda _count: None
+        unreader.begin_body()
         # gunicorn would invite the body before the app has looked at the head; refused
         # uploads should not be sent at all.
         self._invite = bool(request._expected_100_continue)
@@ -124,7 +179,7 @@ class RequestBody(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         view = memoryview(buffer)
-        if self._ended or not len(view):
+        if self.ended or not len(view):
             return 0
         if self._invite:
             self._invite = False
@@ -134,17 +189,18 @@ class RequestBody(io.RawIOBase):
         except BaseException:
             self._fail()
             raise
-        self._received_bytes += count
-        if count == 0 or self._received_bytes == self.length_bytes:
-            self._ended = True
+        self.received_bytes += count
+        if count == 0 or self.received_bytes == self.length_bytes:
+            self.ended = True
+        self.on_received(count)
         return count
 
     def settle(self) -> None:
         """Decide, before the answer goes out, whether the connection can live on: a rest
         that is too long to drain, or was never invited, would be read as a request."""
-        if self._ended:
+        if self.ended:
             return
-        rest = None if self.length_bytes is None else self.length_bytes - self._received_bytes
+        rest = None if self.length_bytes is None else self.length_bytes - self.received_bytes
         if self._invite or rest is None or rest > DRAIN_BYTES_MAX:
             self._fail()
 
@@ -154,32 +210,28 @@ class RequestBody(io.RawIOBase):
 
     def _receive(self, view: memoryview) -> int:
         assert self.length_bytes is not None
-        rest = self.length_bytes - self._received_bytes
+        rest = self.length_bytes - self.received_bytes
         view = view[:rest]
         if buffered := self._unreader.take_buffered():
             count = min(len(view), len(buffered))
             view[:count] = buffered[:count]
             self._unreader.unread(buffered[count:])  # more of this body, or the next request
             return count
-        started = time.monotonic()
         try:
-            count = self._unreader.sock.recv_into(view, 0, socket.MSG_WAITALL)
-        except (BlockingIOError, TimeoutError):
-            raise BodyTooSlow(self._received_bytes) from None
+            count = self._unreader.receive_into(view)
         except ConnectionError:
             count = 0
         if count == 0:
-            raise BodyTruncated(self._received_bytes, self.length_bytes)
-        self._unreader.pace.received(count, time.monotonic() - started)
+            raise BodyTruncated(self.received_bytes, self.length_bytes)
         return count
 
     def _copy(self, view: memoryview) -> int:
         try:
             data: bytes = self._plain.read(min(len(view), _STEP_BYTES))
         except (gunicorn_errors.ParseException, gunicorn_errors.NoMoreData, ConnectionError):
-            raise BodyTruncated(self._received_bytes, self.length_bytes) from None
+            raise BodyTruncated(self.received_bytes, self.length_bytes) from None
         if not data and self.length_bytes is not None:
-            raise BodyTruncated(self._received_bytes, self.length_bytes)
+            raise BodyTruncated(self.received_bytes, self.length_bytes)
         view[: len(data)] = data
         return len(data)
 

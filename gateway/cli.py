@@ -12,6 +12,7 @@ from cas.keys import Keys, load_keys
 from cas.store import Store
 from cas.uploads import UploadRequest
 from gateway.auth import ADMIN, PERMISSIONS, Tokens
+from gateway.issuers import Issuers
 from gateway.links import DOWNLOAD_LIFETIME_S_MAX, Links
 from gateway.signing import Signer
 
@@ -20,19 +21,27 @@ _DAY_S: Final = 24 * 3600
 
 
 @click.command()
+@click.option(
+    "--replicator/--no-replicator",
+    default=True,
+    show_default=True,
+    help="Run `blobcask replicate run` beside it; without, run that as a service of its own.",
+)
 @click.pass_obj
-def serve(call: Call) -> None:
-    """Run the gateway until it is stopped.
+def serve(call: Call, replicator: bool) -> None:
+    """Run the gateway until it is stopped, and the work in the background with it.
 
     On a new ROOT it makes the keys, and prints an admin token and a first upload link.
     """
     # Late, so that `token` and every other verb start without gunicorn and Falcon.
+    from gateway.companion import Companion
     from gateway.wsgi import Server
 
     settings = call.settings
     root = settings.store.root
     root.mkdir(parents=True, exist_ok=True)
     keys = load_keys(settings)
+    Issuers.of(settings.auth)  # a key file that is no use is one clear error here
     first: str | None = None
     # Opened and closed before any worker is forked: a ROOT that cannot be used is one clear
     # error here, and an index that must catch up does so once.
@@ -53,7 +62,7 @@ def serve(call: Call) -> None:
             how = f"blobcask token --tenant {FIRST_TENANT} --permission {ADMIN}"
             click.echo(f"A token: {how}", err=True)
 
-    Server(settings, keys, ready).run()
+    Server(settings, keys, ready, Companion(_replicate(call)) if replicator else None).run()
 
 
 @click.command()
@@ -94,6 +103,11 @@ def token(call: Call, tenant: str, permissions: tuple[str, ...], subject: str, d
 def url(call: Call, reference: str, expires_in: int | None, tenant: str | None) -> None:
     """Print a signed URL that downloads a file without a login."""
     parsed = call.reference(reference)
+    if call.server is not None:
+        with call.remote() as remote:
+            made = remote.files(tenant or "").url(parsed, expires_in)
+        call.answer({"url": made}, [made])
+        return
     gateway = call.settings.gateway
     with call.open() as store:
         file = store.files(tenant or parsed.tenant_id, call.actor).stat(parsed)
@@ -103,6 +117,12 @@ def url(call: Call, reference: str, expires_in: int | None, tenant: str | None) 
     base = gateway.public_url or f"http://{gateway.bind}"
     made = links.download_under(base, file, expires_in or links.lifetime_s)
     call.answer({"url": made}, [made])
+
+
+def _replicate(call: Call) -> list[str]:
+    """The words that run the background process with the settings of this call."""
+    words = ["replicate", "run", "--root", str(call.settings.store.root.absolute())]
+    return words if call.config is None else [*words, "--config", str(call.config)]
 
 
 def _issue(

@@ -1,8 +1,8 @@
 """Bytes to the client: `GET /d/{file_id}/{filename}`, and the answer every download shares.
 
-The body is handed to gunicorn as a file, which it sends with sendfile(2): no byte passes
-through Python. With `[gateway] accel_redirect` the answer names the object and the proxy in
-front sends it.
+A small body is read and sent with its head. A larger one is handed to the worker as a file,
+which it sends with sendfile(2): no byte passes through Python. With `[gateway]
+accel_redirect` the answer names the object and the proxy in front sends it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from urllib.parse import quote
 
 import falcon
 
-from cas.digest import Digest
+from cas.errors import BlobUnavailable, NotFound
 from cas.records import StoredFile
-from cas.store import Store
+from gateway import forms
 from gateway.digests import digest_field
-from gateway.errors import PreconditionFailed
-from gateway.links import Links, download_name
+from gateway.door import Door
+from gateway.errors import LinkExpired, PreconditionFailed, RangeNotSatisfiable
+from gateway.links import download_name
+from gateway.operations import ANY_MEDIA, Parameter, Reply, Right, operation
 from gateway.ranges import Span, entity_tag, names_tag, parse_range, range_applies
+from gateway.sending import TOGETHER_BYTES_MAX
 
 # Stored bytes are a stranger's: never rendered on this origin, whatever their type says.
 _GUARDS: Final = {
@@ -29,13 +32,28 @@ _GUARDS: Final = {
     "Referrer-Policy": "no-referrer",
 }
 
+# What every download takes, answers and refuses.
+RANGE: Final = Parameter("Range", "`bytes=0-99`; one range.", where="header")
+IF_NONE_MATCH: Final = Parameter("If-None-Match", "The ETag of a copy.", where="header")
+_SENT_HEADERS: Final = {
+    "ETag": "The SHA-256, quoted.",
+    "Repr-Digest": "The SHA-256 of the whole (RFC 9530).",
+    "Content-Disposition": "The name to save it as; always an attachment.",
+}
+SENT: Final = {
+    200: Reply("The bytes.", ANY_MEDIA, _SENT_HEADERS),
+    206: Reply("The bytes of the range.", ANY_MEDIA, _SENT_HEADERS),
+    304: Reply("The copy is good."),
+}
+SENDING_REFUSES: Final = (NotFound, PreconditionFailed, RangeNotSatisfiable, BlobUnavailable)
+
 
 @final
 class Sender:
     """Answers GET and HEAD with the bytes of a file."""
 
-    def __init__(self, store: Store, accel_redirect: str) -> None:
-        self._store = store
+    def __init__(self, door: Door, accel_redirect: str) -> None:
+        self._door = door
         self._accel_redirect = accel_redirect
 
     def send(self, req: falcon.Request, resp: falcon.Response, file: StoredFile) -> None:
@@ -56,7 +74,8 @@ class Sender:
             return
         resp.content_type = file.content_type
         resp.set_header("Content-Disposition", attachment(download_name(file)))
-        if self._accel_redirect:
+        # nginx would judge If-Match by an ETag that it has not got, and refuse.
+        if self._accel_redirect and not if_match:
             name = digest.hex()
             resp.set_header("X-Accel-Redirect", f"{self._accel_redirect}{name[:2]}/{name}")
             return
@@ -67,16 +86,22 @@ class Sender:
             resp.set_header("Content-Range", span.content_range(file.size_bytes))
         resp.content_length = stop - start
         if req.method == "GET":
-            self._attach(resp, digest, start)
+            self._attach(resp, file, start, stop - start)
 
     def _span(self, req: falcon.Request, tag: str, size_bytes: int) -> Span | None:
         if req.method != "GET" or not range_applies(req.get_header("If-Range"), tag):
             return None
         return parse_range(req.get_header("Range"), size_bytes)
 
-    def _attach(self, resp: falcon.Response, digest: Digest, start: int) -> None:
-        # gunicorn sends from the descriptor's position, as many bytes as Content-Length says.
-        fd = self._store.open_blob(digest)
+    def _attach(self, resp: falcon.Response, file: StoredFile, start: int, count: int) -> None:
+        fd = self._door.bytes_of(file)
+        if count <= TOGETHER_BYTES_MAX:
+            try:
+                resp.data = os.pread(fd, count, start)
+            finally:
+                os.close(fd)
+            return
+        # Sent from the descriptor's position, as many bytes as Content-Length says.
         os.lseek(fd, start, os.SEEK_SET)
         resp.stream = open(fd, "rb", buffering=0)  # noqa: SIM115  gunicorn closes it
 
@@ -85,16 +110,22 @@ class Sender:
 class DownloadResource:
     """`/d/{file_id}/{filename}?expires=&signature=`: the signature is the right."""
 
-    def __init__(self, store: Store, links: Links, sender: Sender) -> None:
-        self._store = store
-        self._links = links
+    def __init__(self, door: Door, sender: Sender) -> None:
+        self._door = door
         self._sender = sender
 
+    @operation(
+        Right.SIGNATURE,
+        name="download",
+        parameters=[forms.EXPIRES, forms.SIGNATURE, RANGE, IF_NONE_MATCH],
+        replies=SENT,
+        refuses=[LinkExpired, *SENDING_REFUSES],
+    )
     def on_get(
         self, req: falcon.Request, resp: falcon.Response, file_id: str, filename: str
     ) -> None:
-        self._links.check_download(req, file_id, filename)
-        self._sender.send(req, resp, self._store.file_by_id(file_id))
+        """Download a file by its signed URL."""
+        self._sender.send(req, resp, self._door.file(req, file_id, filename))
 
     on_head = on_get
 

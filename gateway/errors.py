@@ -24,6 +24,7 @@ import falcon
 
 from cas import errors as cas
 from cas.errors import BlobcaskError
+from cas.uploads import ResumePayload
 from gateway.body import BodyTooSlow, BodyTruncated
 
 log = logging.getLogger("blobcask.gateway")
@@ -58,10 +59,19 @@ class LinkExpired(BlobcaskError):
 class UploadCompleted(cas.UploadClosed):
     """A second completion: `answer` is what the first one was told."""
 
-    def __init__(self, answer: dict[str, Any]) -> None:
+    def __init__(self, answer: ResumePayload) -> None:
         super().__init__("completed")
         self.files = answer["files"]
         self.uploaded_at = answer["uploaded_at"]
+
+
+class TooManyRequests(BlobcaskError):
+    """More `what` (requests, bytes, guesses) than a limit allows; whose limit is not told."""
+
+    def __init__(self, what: str, retry_after_s: int) -> None:
+        self.what = what
+        self.retry_after_s = max(1, retry_after_s)
+        super().__init__(f"too many {what}; try again in {self.retry_after_s} s")
 
 
 class RangeNotSatisfiable(BlobcaskError):
@@ -77,6 +87,20 @@ class PreconditionFailed(BlobcaskError):
 
     def __init__(self) -> None:
         super().__init__("the stored bytes are not the ones that If-Match names")
+
+
+class TusVersionUnsupported(BlobcaskError):
+    """A tus client speaks another version than ours, or does not say which."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__(f"Tus-Resumable: the version here is {version}")
+
+
+class MediaTypeUnsupported(BlobcaskError):
+    """The body is not of the type that this place takes."""
+
+    def __init__(self, wanted: str) -> None:
+        super().__init__(f"Content-Type: send {wanted}")
 
 
 class NotReady(BlobcaskError):
@@ -109,6 +133,8 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
         400, "body_truncated", "Body incomplete", facts=("received_bytes", "promised_bytes")
     ),
     Unauthorized: _Row(401, "unauthorized", "Token needed"),
+    # Not 409, on which tus clients go on by themselves: two of them would fight for ever.
+    cas.PartialTaken: _Row(400, "partial_taken", "Taken over by a later request"),
     PermissionMissing: _Row(403, "permission_missing", "Permission missing", facts=("permission",)),
     cas.NotFound: _Row(404, "not_found", "Not Found", _NOTHING),
     BadSignature: _Row(404, "not_found", "Not Found", _NOTHING),
@@ -120,10 +146,19 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
     UploadCompleted: _Row(
         409, "upload_closed", "Upload closed", facts=("state", "files", "uploaded_at")
     ),
+    cas.OffsetMismatch: _Row(409, "offset_mismatch", "Wrong offset", facts=("offset_bytes",)),
+    cas.SlotsTaken: _Row(409, "slots_taken", "No free slot", facts=("max_files",)),
+    cas.UploadNotCompleted: _Row(
+        409, "upload_not_completed", "Upload not completed", facts=("state",)
+    ),
     cas.Held: _Row(409, "held", "Under a legal hold"),
     LinkExpired: _Row(410, "link_expired", "Link expired"),
+    cas.PartialExpired: _Row(410, "partial_expired", "Resumable upload expired"),
+    cas.SlotTaken: _Row(412, "slot_taken", "Slot taken", facts=("index",)),
     PreconditionFailed: _Row(412, "precondition_failed", "Precondition failed"),
+    TusVersionUnsupported: _Row(412, "tus_version_unsupported", "Other version of tus"),
     cas.TooLarge: _Row(413, "too_large", "Too large", facts=("limit_bytes",)),
+    MediaTypeUnsupported: _Row(415, "unsupported_media_type", "Other media type wanted"),
     RangeNotSatisfiable: _Row(
         416, "range_not_satisfiable", "Range not satisfiable", facts=("size_bytes",)
     ),
@@ -137,7 +172,14 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
         "Other length than promised",
         facts=("promised_bytes", "received_bytes"),
     ),
+    cas.PartialBusy: _Row(423, "partial_busy", "Busy with another request"),
+    cas.ChecksumMismatch: _Row(  # a status of tus's own
+        460, "checksum_mismatch", "Other bytes than promised", facts=("promised", "received")
+    ),
     cas.FilesRefused: _Row(422, "files_refused", "Files refused", facts=("reasons",)),
+    TooManyRequests: _Row(
+        429, "too_many_requests", "Too many requests", facts=("what", "retry_after_s")
+    ),
     cas.BlobUnavailable: _Row(
         503, "blob_unavailable", "Bytes not available", "The bytes are not here now."
     ),
@@ -150,6 +192,7 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
     ),
     cas.StoreBusy: _Row(503, "store_busy", "Store busy", _UNAVAILABLE),
     NotReady: _Row(503, "not_ready", "Not ready"),
+    cas.StoreUnready: _Row(503, "not_ready", "Not ready"),
     cas.StoreFull: _Row(
         507,
         "store_full",
@@ -157,12 +200,37 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
         "The store has no room for this; nothing was kept.",
         ("free_bytes", "needed_bytes"),
     ),
+    cas.QuotaExceeded: _Row(
+        507, "quota_exceeded", "Quota exceeded", facts=("what", "limit", "used", "needed")
+    ),
+    cas.LinkQuotaExceeded: _Row(
+        507,
+        "quota_exceeded",
+        "Quota exceeded",
+        "There is no more room for files of those who asked for them.",
+    ),
     Exception: _Row(500, "internal", "Internal error", "This is a fault of the server."),
 }
 
 # Falcon's own refusals (no route, wrong method, broken URL) by status.
 _FALCON_CODES: Final = {404: "not_found", 405: "method_not_allowed"}
 _RETRY_AFTER_S: Final = "5"
+
+
+def problem_schema() -> dict[str, Any]:
+    """The JSON Schema of every refusal; facts stand beside these members."""
+    text = {"type": "string"}
+    return {
+        "type": "object",
+        "required": ["type", "title", "status", "code", "detail"],
+        "properties": {
+            "type": text,
+            "title": text,
+            "status": {"type": "integer"},
+            "code": text,
+            "detail": text,
+        },
+    }
 
 
 def install(app: falcon.App[Any, Any], reopen: Callable[[], None]) -> None:
@@ -186,7 +254,8 @@ def install(app: falcon.App[Any, Any], reopen: Callable[[], None]) -> None:
 def _answer(
     req: falcon.Request, resp: falcon.Response, error: BaseException, _params: dict[str, Any]
 ) -> None:
-    row = next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
+    row = _row(error)
+    req.context.code = row.code
     facts = {name: _fact(getattr(error, name)) for name in row.facts}
     if row.status == 500:
         log.error("fault in %s", request_line(req), exc_info=error)
@@ -197,6 +266,8 @@ def _answer(
         resp.set_header("WWW-Authenticate", 'Bearer realm="blobcask"')
     elif row.status == 503:
         resp.set_header("Retry-After", _RETRY_AFTER_S)
+    if isinstance(error, TooManyRequests):
+        resp.set_header("Retry-After", str(error.retry_after_s))
     if isinstance(error, RangeNotSatisfiable):
         resp.set_header("Content-Range", f"bytes */{error.size_bytes}")
 
@@ -238,6 +309,15 @@ def _fact(value: Any) -> Any:
             for index, filename, reason in value
         ]
     return value
+
+
+def code_of(error: BaseException) -> str:
+    """The stable code of an error."""
+    return _row(error).code
+
+
+def _row(error: BaseException) -> _Row:
+    return next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
 
 
 def request_line(req: falcon.Request) -> str:

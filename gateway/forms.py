@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Final
+from typing import Annotated, Any, Final, NotRequired, TypedDict, cast
 
 import falcon
+import msgspec
 
 from cas.clock import rfc3339
 from cas.errors import InvalidRequest
-from cas.records import PendingUpload, StoredFile, UploadFile
-from cas.uploads import Completion, resume_payload
+from cas.partials import Progress
+from cas.records import (
+    CANCELLED,
+    COMPLETED,
+    EXPIRED,
+    PENDING,
+    Delivery,
+    PendingUpload,
+    StoredFile,
+    UploadFile,
+)
+from cas.uploads import Completion, ResumePayload, resume_payload
+from gateway.operations import Parameter
 
 JSON = dict[str, Any]
 PAGE_ITEMS: Final = 100
@@ -27,7 +39,197 @@ _MEDIA_TYPE_CHARS_MAX: Final = 255
 _CURSOR: Final = re.compile(r"[0-9a-f-]{36}", re.ASCII)
 
 
-def answer(resp: falcon.Response, form: JSON, status: int = 200) -> None:
+# --- the types of the forms: what is answered, and what the API's document says of it
+
+Time = Annotated[
+    str, msgspec.Meta(description="RFC 3339, UTC", extra_json_schema={"format": "date-time"})
+]
+Sha256 = Annotated[
+    str, msgspec.Meta(description="SHA-256, lowercase hex", pattern="^[0-9a-f]{64}$")
+]
+Bytes = Annotated[int, msgspec.Meta(ge=0)]
+Status = Annotated[
+    str,
+    msgspec.Meta(extra_json_schema={"enum": [PENDING, COMPLETED, CANCELLED, EXPIRED]}),
+]
+
+
+class FileForm(TypedDict):
+    """A stored file, as its tenant sees it."""
+
+    file_id: str
+    storage_ref: str
+    name: str
+    filename: str | None
+    content_type: str
+    size_bytes: Bytes
+    checksum_sha256: Sha256
+    workflow_run_id: str
+    tenant_id: str
+    retention_policy: str
+    created_at: Time
+    created_by: str
+    expires_at: Time | None
+    hold: bool
+
+
+class InternalForm(TypedDict):
+    """A stored file and the place of its bytes."""
+
+    storage_type: str
+    bucket: str
+    key: str
+    content_type: str
+    size_bytes: Bytes
+    checksum_sha256: Sha256
+    original_filename: str | None
+    created_at: Time
+    retention_policy: str
+    workflow_run_id: str
+    tenant_id: str
+
+
+class FilesForm(TypedDict):
+    """A page of files, newest first; `next_cursor` asks for the next."""
+
+    files: list[FileForm]
+    next_cursor: str | None
+
+
+class UrlForm(TypedDict):
+    """A signed URL and how many seconds it works."""
+
+    url: str
+    expires_in: int
+
+
+class ShownUploadForm(TypedDict):
+    """An upload as the holder of its link sees it: what is wanted, and how it stands."""
+
+    name: str
+    prompt: str
+    status: Status
+    allowed_types: list[str]
+    max_size_bytes: Bytes
+    max_files: int
+    redirect_url: str | None
+    created_at: Time
+    expires_at: Time
+    completed_at: Time | None
+
+
+class UploadForm(ShownUploadForm):
+    """An upload as the tenant that asked for it sees it."""
+
+    upload_id: str
+    upload_token: str
+    event_name: str
+    callback_url: str | None
+    retention_policy: str
+    workflow_run_id: str
+    tenant_id: str
+    created_by: str
+
+
+class CallbackForm(TypedDict):
+    """How it stands with an upload's callback; `last_error` is "" when nothing was wrong."""
+
+    delivery_id: str
+    status: str
+    attempts: int
+    last_error: str
+    next_attempt_at: str | None
+
+
+class LinkedUploadForm(UploadForm):
+    """An upload with the address of its page; `callback` is null where none is sent (yet)."""
+
+    upload_url: str
+    callback: CallbackForm | None
+
+
+class UploadsForm(TypedDict):
+    """A page of uploads, newest first; `next_cursor` asks for the next."""
+
+    uploads: list[LinkedUploadForm]
+    next_cursor: str | None
+
+
+class RequestedForm(TypedDict):
+    """An upload that was just asked for."""
+
+    upload_id: str
+    upload_token: str
+    upload_url: str
+    presigned_urls: list[str]
+    event_name: str
+    expires_at: Time
+
+
+class SlotForm(TypedDict):
+    """A filled slot of a pending upload."""
+
+    index: int
+    filename: str
+    content_type: str
+    size_bytes: Bytes
+    checksum_sha256: Sha256 | None
+    stored_at: Time
+
+
+class ShownFileForm(TypedDict):
+    """A file as the holder of a link sees it: a filled slot with the signed URL that empties
+    it, or a stored file with its reference."""
+
+    filename: str
+    content_type: str
+    size_bytes: Bytes
+    checksum_sha256: Sha256 | None
+    index: NotRequired[int]
+    stored_at: NotRequired[Time]
+    delete_url: NotRequired[str]
+    storage_ref: NotRequired[str]
+
+
+class PartialForm(TypedDict):
+    """An unfinished resumable upload."""
+
+    partial_id: str
+    index: int
+    filename: str
+    size_bytes: Bytes
+    offset_bytes: Bytes
+    expires_at: Time | None
+    tus_url: str
+
+
+class InfoForm(ShownUploadForm):
+    """All that the holder of a link may know. URLs are fresh at each call; `files` are the
+    filled slots while it is pending, the stored files once it is completed."""
+
+    upload_id: str
+    presigned_urls: list[str]
+    files: list[ShownFileForm]
+    partials: list[PartialForm]
+    tus_url: str | None
+    uploaded_at: Time | None
+
+
+# --- parameters that several operations take
+
+CURSOR: Final = Parameter("cursor", "The `next_cursor` of an earlier page.")
+LIMIT: Final = Parameter(
+    "limit", "How many items.", Annotated[int, msgspec.Meta(ge=1, le=PAGE_ITEMS_MAX)]
+)
+EXPIRES: Final = Parameter("expires", "Of the signature: seconds since 1970.", int, required=True)
+SIGNATURE: Final = Parameter("signature", "HMAC-SHA256 in base64url.", required=True)
+CONTENT_DIGEST: Final = Parameter(
+    "Content-Digest", "`sha-256=:BASE64:`; what arrives must have it.", where="header"
+)
+REPR_DIGEST: Final = {"Repr-Digest": "The SHA-256 of what is stored (RFC 9530)."}
+
+
+def answer(resp: falcon.Response, form: object, status: int = 200) -> None:
     """Send a form; nothing of it may be cached, for it is somebody's own."""
     resp.status = status
     resp.content_type = "application/json"
@@ -35,7 +237,7 @@ def answer(resp: falcon.Response, form: JSON, status: int = 200) -> None:
     resp.set_header("Cache-Control", "no-store")
 
 
-def stored_file(file: StoredFile) -> JSON:
+def stored_file(file: StoredFile) -> FileForm:
     """A file as its tenant sees it."""
     return {
         "file_id": file.file_id,
@@ -55,7 +257,7 @@ def stored_file(file: StoredFile) -> JSON:
     }
 
 
-def internal(file: StoredFile, store_name: str) -> JSON:
+def internal(file: StoredFile, store_name: str) -> InternalForm:
     """The internal form of requirement 1, field for field; the place says what is true."""
     digest = file.checksum_sha256.hex()
     return {
@@ -73,7 +275,7 @@ def internal(file: StoredFile, store_name: str) -> JSON:
     }
 
 
-def pending_upload(upload: PendingUpload) -> JSON:
+def pending_upload(upload: PendingUpload) -> UploadForm:
     """An upload as the tenant that asked for it sees it."""
     return {
         "upload_id": upload.upload_id,
@@ -82,12 +284,25 @@ def pending_upload(upload: PendingUpload) -> JSON:
         "callback_url": upload.callback_url,
         "retention_policy": upload.retention_policy,
         "workflow_run_id": upload.workflow_run_id,
+        "tenant_id": upload.tenant_id,
         "created_by": upload.created_by,
         **upload_shown(upload),
     }
 
 
-def upload_shown(upload: PendingUpload) -> JSON:
+def callback(delivery: Delivery) -> CallbackForm:
+    """A callback as the tenant that asked for it sees it."""
+    due_at = delivery.next_attempt_at
+    return {
+        "delivery_id": delivery.delivery_id,
+        "status": delivery.status,
+        "attempts": delivery.attempts,
+        "last_error": delivery.last_error,
+        "next_attempt_at": None if due_at is None else rfc3339(due_at),
+    }
+
+
+def upload_shown(upload: PendingUpload) -> ShownUploadForm:
     """An upload as the holder of its link sees it: what is wanted, and how it stands."""
     return {
         "name": upload.name,
@@ -103,7 +318,7 @@ def upload_shown(upload: PendingUpload) -> JSON:
     }
 
 
-def slot(file: UploadFile) -> JSON:
+def slot(file: UploadFile) -> SlotForm:
     """A filled slot of a pending upload."""
     digest = file.checksum_sha256
     return {
@@ -116,7 +331,35 @@ def slot(file: UploadFile) -> JSON:
     }
 
 
-def completion(done: Completion) -> JSON:
+def shown_slot(file: UploadFile, delete_url: str) -> ShownFileForm:
+    """A filled slot, with the signed URL that empties it."""
+    return cast(ShownFileForm, {**slot(file), "delete_url": delete_url})
+
+
+def shown_files(done: ResumePayload) -> list[ShownFileForm]:
+    """The stored files of a completed upload."""
+    return cast(list[ShownFileForm], done["files"])
+
+
+def tus_path(token: str, partial_id: str = "") -> str:
+    """Where resumable uploads begin, or where one goes on."""
+    return f"/api/v1/uploads/{token}/tus/{partial_id}"
+
+
+def partial(progress: Progress, base: str, token: str) -> PartialForm:
+    """An unfinished resumable upload; `base` is the address that URLs begin with."""
+    return {
+        "partial_id": progress.partial_id,
+        "index": progress.index,
+        "filename": progress.filename,
+        "size_bytes": progress.length_bytes,
+        "offset_bytes": progress.offset_bytes,
+        "expires_at": _time(progress.expires_at),
+        "tus_url": base + tus_path(token, progress.partial_id),
+    }
+
+
+def completion(done: Completion) -> ResumePayload:
     """What the workflow resumes with (requirement 1)."""
     return resume_payload(done)
 
@@ -149,7 +392,11 @@ def media_type(req: falcon.Request) -> str | None:
 
     A claim, never a fact: it is kept, and answered under `nosniff` and a sandbox.
     """
-    given = (req.content_type or "").strip()
+    return fit_media_type((req.content_type or "").strip())
+
+
+def fit_media_type(given: str) -> str | None:
+    """`given` where it has the form of a media type."""
     if len(given) <= _MEDIA_TYPE_CHARS_MAX and _MEDIA_TYPE.fullmatch(given):
         return given
     return None

@@ -7,6 +7,7 @@ request came to. What is signed does not depend on either.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, final
 from urllib.parse import quote, urlencode
 
@@ -15,7 +16,7 @@ import falcon
 from cas.clock import SECOND_US
 from cas.config import GatewaySettings
 from cas.records import PendingUpload, StoredFile
-from gateway.errors import BadSignature
+from gateway.errors import BadSignature, LinkExpired
 from gateway.signing import DOWNLOAD, SLOT, Claim, Signer
 
 DOWNLOAD_LIFETIME_S_MAX: Final = 30 * 24 * 3600
@@ -46,11 +47,21 @@ class Links:
 
     def slots(self, req: falcon.Request, upload: PendingUpload) -> list[str]:
         """A URL to PUT for each slot, in order; the client adds `filename`."""
-        return [self.slot(req, upload, index, "PUT") for index in range(upload.max_files)]
+        expires = self._slot_expiry(upload)  # once: reading the time opens a snapshot
+        slots = range(upload.max_files)
+        return [self._slot(req, upload, index, "PUT", expires) for index in slots]
 
     def slot(self, req: falcon.Request, upload: PendingUpload, index: int, method: str) -> str:
+        """A URL for one method on one slot."""
+        return self._slot(req, upload, index, method, self._slot_expiry(upload))
+
+    def _slot_expiry(self, upload: PendingUpload) -> int:
         now_s = self._now_us() // SECOND_US
-        expires = min(now_s + self.lifetime_s, upload.expires_at // SECOND_US)
+        return min(now_s + self.lifetime_s, upload.expires_at // SECOND_US)
+
+    def _slot(
+        self, req: falcon.Request, upload: PendingUpload, index: int, method: str, expires: int
+    ) -> str:
         claim = _slot_claim(upload, index, method, expires)
         query = urlencode({"expires": expires, "signature": self._signer.sign(claim)})
         token = upload.upload_token
@@ -60,6 +71,12 @@ class Links:
         """Raises BadSignature or LinkExpired unless `req` may use this slot."""
         claim = _slot_claim(upload, index, req.method, _expires(req))
         self._check(req, claim)
+
+    def check_no_slot(self, req: falcon.Request, token: str, index: int) -> None:
+        """Only the work of `check_slot`, where no upload has this token: so a signature that
+        is wrong and an upload that is not there take the same time (invariant 9)."""
+        with suppress(BadSignature, LinkExpired):
+            self._check(req, Claim(SLOT, req.method, (token, str(index)), _expires(req), (0,)))
 
     # --- downloads
 

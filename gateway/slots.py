@@ -1,6 +1,7 @@
 """Slots: the places of an upload, filled and emptied by signed URLs.
 
 PUT    /api/v1/uploads/{token}/files/{index}?filename=&expires=&signature=   raw body
+       replaces what is there; with If-None-Match: * only where nothing is
 DELETE /api/v1/uploads/{token}/files/{index}?expires=&signature=
 """
 
@@ -11,13 +12,25 @@ from typing import final
 
 import falcon
 
-from cas.errors import UploadClosed
+from cas.errors import (
+    DigestMismatch,
+    InvalidDigest,
+    InvalidName,
+    InvalidRequest,
+    NotFound,
+    QuotaExceeded,
+    SizeMismatch,
+    StoreFull,
+    TooLarge,
+    UploadClosed,
+)
 from cas.references import check_name
-from cas.store import Store
 from gateway import forms
-from gateway.body import body_of, refuse_encodings
+from gateway.body import BodyTooSlow, BodyTruncated, body_of, refuse_encodings
 from gateway.digests import digest_field, promised_digest
-from gateway.links import Links
+from gateway.door import Door
+from gateway.errors import LinkExpired
+from gateway.operations import ANY_BYTES, Parameter, Reply, Right, operation
 from gateway.uploads import completed_instead
 
 
@@ -25,14 +38,39 @@ from gateway.uploads import completed_instead
 class SlotResource:
     """`/api/v1/uploads/{token}/files/{index}`"""
 
-    def __init__(self, store: Store, links: Links) -> None:
-        self._store = store
-        self._links = links
+    def __init__(self, door: Door) -> None:
+        self._door = door
 
+    @operation(
+        Right.SIGNATURE,
+        name="putSlot",
+        body=ANY_BYTES,
+        parameters=[
+            Parameter("filename", "What the file is called."),
+            forms.EXPIRES,
+            forms.SIGNATURE,
+            forms.CONTENT_DIGEST,
+        ],
+        replies={200: Reply("The slot is filled, durably.", forms.SlotForm, forms.REPR_DIGEST)},
+        refuses=[
+            NotFound,
+            LinkExpired,
+            UploadClosed,
+            InvalidName,
+            InvalidDigest,
+            InvalidRequest,
+            BodyTruncated,
+            BodyTooSlow,
+            TooLarge,
+            DigestMismatch,
+            SizeMismatch,
+            StoreFull,
+            QuotaExceeded,
+        ],
+    )
     def on_put(self, req: falcon.Request, resp: falcon.Response, token: str, index: int) -> None:
         """Fill the slot, or replace what is in it; durable on return (invariant 4)."""
-        link = self._store.upload_link(token, req.context.request_id)
-        self._links.check_slot(req, link.upload, index)
+        link = self._door.slot(req, token, index)
         refuse_encodings(req.env)
         content_type = forms.media_type(req)
         filename = check_name(req.get_param("filename") or _default_name(index, content_type))
@@ -46,6 +84,8 @@ class SlotResource:
                 content_type=content_type,
                 promised_size=body.length_bytes,
                 promised_digest=digest,
+                # RFC 9110, 13.1.2: of two windows on one upload, none overwrites the other.
+                only_free=req.get_header("If-None-Match") == "*",
             )
         except UploadClosed as closed:
             raise completed_instead(link, closed) from None
@@ -53,10 +93,16 @@ class SlotResource:
         if filled.checksum_sha256 is not None:
             resp.set_header("Repr-Digest", digest_field(filled.checksum_sha256))
 
+    @operation(
+        Right.SIGNATURE,
+        name="emptySlot",
+        parameters=[forms.EXPIRES, forms.SIGNATURE],
+        replies={204: Reply("The slot is empty.")},
+        refuses=[NotFound, LinkExpired, UploadClosed],
+    )
     def on_delete(self, req: falcon.Request, resp: falcon.Response, token: str, index: int) -> None:
         """Empty the slot; fine when it is empty already."""
-        link = self._store.upload_link(token, req.context.request_id)
-        self._links.check_slot(req, link.upload, index)
+        link = self._door.slot(req, token, index)
         try:
             link.empty(index)
         except UploadClosed as closed:

@@ -1,24 +1,44 @@
-"""Stored files: `/api/v1/storage` and `/api/v1/storage/{ref}[/meta|/url|/hold]`."""
+"""Stored files: `/api/v1/storage` and `/api/v1/storage/{ref}[/stat|/meta|/url|/hold]`."""
 
 from __future__ import annotations
 
 import re
-from typing import Final, final
+from collections.abc import Callable, Mapping
+from typing import Annotated, Final, final
 
 import falcon
+import msgspec
 
 from cas.config import MIB, Settings
-from cas.errors import InvalidReference
+from cas.errors import (
+    DigestMismatch,
+    Held,
+    InvalidDigest,
+    InvalidName,
+    InvalidReference,
+    InvalidRequest,
+    InvalidRetention,
+    NotFound,
+    QuotaExceeded,
+    SizeMismatch,
+    StoreFull,
+    TooLarge,
+)
 from cas.files import Files
 from cas.references import DIRECT_RUN, Reference, check_name, check_segment, parse_reference
 from cas.retention import parse_retention
-from cas.store import Store
 from gateway import forms
 from gateway.auth import MANAGE_STORAGE, VIEW_STORAGE, Caller, Tokens
-from gateway.body import body_of, refuse_encodings
+from gateway.body import BodyTooSlow, BodyTruncated, body_of, refuse_encodings
 from gateway.digests import digest_field, promised_digest
-from gateway.downloads import Sender
+from gateway.door import Door
+from gateway.downloads import IF_NONE_MATCH, RANGE, SENDING_REFUSES, SENT, Sender
+from gateway.errors import PermissionMissing
 from gateway.links import DOWNLOAD_LIFETIME_S_MAX, Links
+from gateway.operations import ANY_BYTES, Parameter, Reply, Right, operation
+
+Answer = Callable[[falcon.Request, falcon.Response, Files, Reference], None]
+_LIFETIME_S = Annotated[int, msgspec.Meta(ge=1, le=DOWNLOAD_LIFETIME_S_MAX)]
 
 # Everything up to SHA256.EXT is the reference, what follows is the verb. Percent-encoding
 # is gone by now; of the slashes after the scheme, proxies that merge them leave one.
@@ -41,13 +61,43 @@ def parse_path(rest: str, scheme: str) -> tuple[Reference, str]:
 class StorageResource:
     """`/api/v1/storage`"""
 
-    def __init__(self, store: Store, tokens: Tokens, settings: Settings) -> None:
-        self._store = store
+    def __init__(self, door: Door, tokens: Tokens, settings: Settings) -> None:
+        self._door = door
         self._tokens = tokens
         self._limit_bytes = settings.uploads.max_file_size_mb * MIB  # 0: no limit
 
+    @operation(
+        Right.BEARER,
+        name="storeFile",
+        body=ANY_BYTES,
+        parameters=[
+            Parameter("name", "What it is called; by default as `filename`."),
+            Parameter("filename", "What it is saved as, and its extension."),
+            Parameter("run", "The workflow run it is of."),
+            Parameter("retention_policy", "`days:N`, `hours:N`, `until:RFC3339` or `forever`."),
+            forms.CONTENT_DIGEST,
+        ],
+        replies={201: Reply("The file, stored durably.", forms.FileForm, forms.REPR_DIGEST)},
+        refuses=[
+            PermissionMissing,
+            InvalidName,
+            InvalidRetention,
+            InvalidDigest,
+            InvalidRequest,
+            BodyTruncated,
+            BodyTooSlow,
+            TooLarge,
+            DigestMismatch,
+            SizeMismatch,
+            StoreFull,
+            QuotaExceeded,
+        ],
+    )
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Store a raw body; durable on return (invariant 4)."""
+        """Store the bytes of the body.
+
+        The same bytes in the same run are the same file. Durable when it is answered.
+        """
         caller = self._tokens.caller(req)
         caller.need(MANAGE_STORAGE)
         refuse_encodings(req.env)
@@ -56,7 +106,7 @@ class StorageResource:
             check_name(filename)
         policy = req.get_param("retention_policy")
         body = body_of(req.env)
-        file = self._store.files(caller.tenant_id, caller.actor, req.context.request_id).put(
+        file = self._door.files(caller, req.context.request_id).put(
             body,
             name=check_name(req.get_param("name") or filename or "unnamed"),
             run=req.get_param("run") or DIRECT_RUN,
@@ -71,11 +121,24 @@ class StorageResource:
         resp.location = f"/api/v1/storage/{file.storage_ref.partition('://')[2]}"
         resp.set_header("Repr-Digest", digest_field(file.checksum_sha256))
 
+    @operation(
+        Right.BEARER,
+        name="listFiles",
+        parameters=[
+            Parameter("run", "Only files of this workflow run."),
+            Parameter("name", "Only files of this name."),
+            forms.CURSOR,
+            forms.LIMIT,
+        ],
+        replies={200: Reply("A page of them.", forms.FilesForm)},
+        refuses=[InvalidRequest, InvalidName, PermissionMissing],
+    )
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """List one's own files, newest first."""
         caller = self._tokens.caller(req)
         caller.need(VIEW_STORAGE)
         run, name = req.get_param("run"), req.get_param("name")
-        page = self._store.files(caller.tenant_id, caller.actor, req.context.request_id).list(
+        page = self._door.files(caller, req.context.request_id).list(
             run=None if run is None else check_segment(run, "run"),
             name=None if name is None else check_name(name),
             cursor=forms.cursor(req),
@@ -90,9 +153,9 @@ class StoredFileResource:
     """`/api/v1/storage/{ref}` and its verbs; `rest` is all that follows the prefix."""
 
     def __init__(
-        self, store: Store, tokens: Tokens, links: Links, sender: Sender, settings: Settings
+        self, door: Door, tokens: Tokens, links: Links, sender: Sender, settings: Settings
     ) -> None:
-        self._store = store
+        self._door = door
         self._tokens = tokens
         self._links = links
         self._sender = sender
@@ -100,43 +163,135 @@ class StoredFileResource:
         self._store_name = settings.store.name
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
-        files, reference, verb = self._open(req, rest, VIEW_STORAGE, ("", "meta", "url"))
-        file = files.stat(reference)
-        if verb == "":
-            self._sender.send(req, resp, file)
-        elif verb == "meta":
-            forms.answer(resp, forms.internal(file, self._store_name))
-        else:
-            lifetime_s = forms.whole_number(
-                req, "expires_in", self._links.lifetime_s, 1, DOWNLOAD_LIFETIME_S_MAX
-            )
-            url = self._links.download(req, file, lifetime_s)
-            forms.answer(resp, {"url": url, "expires_in": lifetime_s})
+        self._answer(req, resp, rest, VIEW_STORAGE)
 
     on_head = on_get
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
-        """Delete the file, or with /hold lift its legal hold."""
-        files, reference, verb = self._open(req, rest, MANAGE_STORAGE, ("", "hold"))
-        if verb == "hold":
-            forms.answer(resp, forms.stored_file(files.hold(reference, False)))
-        else:
-            files.delete(reference)
-            resp.status = 204
+        self._answer(req, resp, rest, MANAGE_STORAGE)
 
     def on_put(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
-        """Set a legal hold."""
-        files, reference, _ = self._open(req, rest, MANAGE_STORAGE, ("hold",))
-        forms.answer(resp, forms.stored_file(files.hold(reference, True)))
+        self._answer(req, resp, rest, MANAGE_STORAGE)
 
-    def _open(
-        self, req: falcon.Request, rest: str, permission: str, verbs: tuple[str, ...]
-    ) -> tuple[Files, Reference, str]:
-        """The caller's own files, and what of them is meant: nothing else can be reached."""
+    def documented(self) -> Mapping[tuple[str, str], Answer]:
+        """The responders by method and path, for the router cannot tell the verbs apart."""
+        return {
+            (method, f"/{{ref}}/{verb}".rstrip("/")): responder
+            for (method, verb), responder in self._verbs().items()
+        }
+
+    def _verbs(self) -> Mapping[tuple[str, str], Answer]:
+        return {
+            ("get", ""): self.read,
+            ("get", "stat"): self.stat,
+            ("get", "meta"): self.meta,
+            ("get", "url"): self.url,
+            ("delete", ""): self.delete,
+            ("put", "hold"): self.hold,
+            ("delete", "hold"): self.lift_hold,
+        }
+
+    def _answer(
+        self, req: falcon.Request, resp: falcon.Response, rest: str, permission: str
+    ) -> None:
+        """Find what is meant among the caller's own files: nothing else can be reached."""
         caller: Caller = self._tokens.caller(req)
         caller.need(permission, to_see=VIEW_STORAGE)
         reference, verb = parse_path(rest, self._scheme)
-        if verb not in verbs:
+        method = "get" if req.method == "HEAD" else req.method.lower()
+        responder = self._verbs().get((method, verb))
+        if responder is None:
             raise falcon.HTTPRouteNotFound()
-        files = self._store.files(caller.tenant_id, caller.actor, req.context.request_id)
-        return files, reference, verb
+        responder(req, resp, self._door.files(caller, req.context.request_id), reference)
+
+    @operation(
+        Right.BEARER,
+        name="readFile",
+        parameters=[RANGE, IF_NONE_MATCH],
+        replies=SENT,
+        refuses=[NotFound, InvalidReference, PermissionMissing, *SENDING_REFUSES],
+    )
+    def read(
+        self, req: falcon.Request, resp: falcon.Response, files: Files, reference: Reference
+    ) -> None:
+        """Read the bytes, all or a range of them."""
+        self._sender.send(req, resp, files.stat(reference))
+
+    @operation(
+        Right.BEARER,
+        name="getFile",
+        replies={200: Reply("The record.", forms.FileForm)},
+        refuses=[NotFound, InvalidReference, PermissionMissing],
+    )
+    def stat(
+        self, _req: falcon.Request, resp: falcon.Response, files: Files, reference: Reference
+    ) -> None:
+        """Show the record of a file, as the listing does."""
+        forms.answer(resp, forms.stored_file(files.stat(reference)))
+
+    @operation(
+        Right.BEARER,
+        name="getFileMeta",
+        replies={200: Reply("The record and the place of the bytes.", forms.InternalForm)},
+        refuses=[NotFound, InvalidReference, PermissionMissing],
+    )
+    def meta(
+        self, _req: falcon.Request, resp: falcon.Response, files: Files, reference: Reference
+    ) -> None:
+        """Show where the bytes of a file are."""
+        forms.answer(resp, forms.internal(files.stat(reference), self._store_name))
+
+    @operation(
+        Right.BEARER,
+        name="getFileUrl",
+        parameters=[Parameter("expires_in", "Seconds it shall work.", _LIFETIME_S)],
+        replies={200: Reply("The URL.", forms.UrlForm)},
+        refuses=[NotFound, InvalidReference, InvalidRequest, PermissionMissing],
+    )
+    def url(
+        self, req: falcon.Request, resp: falcon.Response, files: Files, reference: Reference
+    ) -> None:
+        """Make a signed URL that downloads a file without a login."""
+        file = files.stat(reference)
+        lifetime_s = forms.whole_number(
+            req, "expires_in", self._links.lifetime_s, 1, DOWNLOAD_LIFETIME_S_MAX
+        )
+        url = self._links.download(req, file, lifetime_s)
+        forms.answer(resp, {"url": url, "expires_in": lifetime_s})
+
+    @operation(
+        Right.BEARER,
+        name="deleteFile",
+        replies={204: Reply("It is gone.")},
+        refuses=[NotFound, InvalidReference, PermissionMissing, Held],
+    )
+    def delete(
+        self, _req: falcon.Request, resp: falcon.Response, files: Files, reference: Reference
+    ) -> None:
+        """Delete a file; its bytes go when nothing names them and the grace is over."""
+        files.delete(reference)
+        resp.status = 204
+
+    @operation(
+        Right.BEARER,
+        name="holdFile",
+        replies={200: Reply("The record, held.", forms.FileForm)},
+        refuses=[NotFound, InvalidReference, PermissionMissing],
+    )
+    def hold(
+        self, _req: falcon.Request, resp: falcon.Response, files: Files, reference: Reference
+    ) -> None:
+        """Set a legal hold: while it is set, nothing deletes the file."""
+        forms.answer(resp, forms.stored_file(files.hold(reference, True)))
+
+    @operation(
+        Right.BEARER,
+        name="liftHold",
+        replies={200: Reply("The record, not held.", forms.FileForm)},
+        refuses=[NotFound, InvalidReference, PermissionMissing],
+    )
+    def lift_hold(
+        self, _req: falcon.Request, resp: falcon.Response, files: Files, reference: Reference
+    ) -> None:
+        """Lift a legal hold."""
+        forms.answer(resp, forms.stored_file(files.hold(reference, False)))

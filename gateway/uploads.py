@@ -6,6 +6,7 @@ need the upload's own token, and nothing else (invariant 9).
 
 from __future__ import annotations
 
+import json
 from typing import Final, final
 
 import falcon
@@ -13,17 +14,27 @@ import msgspec
 
 from cas.clock import rfc3339
 from cas.config import MIB
-from cas.errors import InvalidRequest, UploadClosed
-from cas.records import CANCELLED, COMPLETED, EXPIRED, PENDING, PendingUpload
+from cas.errors import (
+    FilesRefused,
+    InvalidName,
+    InvalidRequest,
+    InvalidRetention,
+    NotFound,
+    QuotaExceeded,
+    TooLarge,
+    UploadClosed,
+)
+from cas.records import CANCELLED, COMPLETED, EXPIRED, PENDING, Delivery, PendingUpload
 from cas.references import DIRECT_RUN
 from cas.retention import parse_retention
-from cas.store import Store
-from cas.uploads import UploadLink, UploadRequest, Uploads
+from cas.uploads import ResumePayload, UploadLink, UploadRequest, Uploads
 from gateway import forms
 from gateway.auth import MANAGE_UPLOADS, VIEW_UPLOADS, Caller, Tokens
 from gateway.body import read_small, refuse_encodings
-from gateway.errors import UploadCompleted
+from gateway.door import Door
+from gateway.errors import PermissionMissing, UploadCompleted
 from gateway.links import Links
+from gateway.operations import Parameter, Reply, Right, operation
 
 REQUEST_BYTES_MAX: Final = 64 * 1024
 
@@ -47,7 +58,8 @@ def read_request(body: bytes) -> UploadRequest:
     """What a JSON body asks for; raises InvalidInput with the field and the reason."""
     try:
         asked = msgspec.json.decode(body, type=_Request)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        json.loads(body, object_pairs_hook=_each_once)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise InvalidRequest("body", str(error)) from None
     if not 0 <= asked.max_size_mb <= 2**40:
         raise InvalidRequest(asked.max_size_mb, "max_size_mb: a number from 0, which is no limit")
@@ -66,16 +78,34 @@ def read_request(body: bytes) -> UploadRequest:
     )
 
 
+def _each_once(members: list[tuple[str, object]]) -> None:
+    """Refuse a member that is there twice: of two readers, each could take another one."""
+    names = [name for name, _ in members]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]!r} is there twice")
+
+
 @final
 class UploadsResource:
     """`/api/v1/uploads`"""
 
-    def __init__(self, store: Store, tokens: Tokens, links: Links) -> None:
-        self._store = store
+    def __init__(self, door: Door, tokens: Tokens, links: Links) -> None:
+        self._door = door
         self._tokens = tokens
         self._links = links
 
+    @operation(
+        Right.BEARER,
+        name="requestUpload",
+        body=_Request,
+        replies={201: Reply("The link, and a signed URL for each slot.", forms.RequestedForm)},
+        refuses=[InvalidRequest, InvalidName, InvalidRetention, PermissionMissing, TooLarge],
+    )
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Ask a person for files.
+
+        The upload's page and its signed URLs need no login: whoever has them may send.
+        """
         caller = self._tokens.caller(req)
         caller.need(MANAGE_UPLOADS)
         refuse_encodings(req.env)
@@ -92,7 +122,19 @@ class UploadsResource:
         forms.answer(resp, form, 201)
         resp.location = f"/api/v1/uploads/{upload.upload_token}/info"
 
+    @operation(
+        Right.BEARER,
+        name="listUploads",
+        parameters=[
+            Parameter("status", "Only uploads in this state.", forms.Status),
+            forms.CURSOR,
+            forms.LIMIT,
+        ],
+        replies={200: Reply("A page of them.", forms.UploadsForm)},
+        refuses=[InvalidRequest, PermissionMissing],
+    )
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """List one's own uploads, newest first."""
         caller = self._tokens.caller(req)
         caller.need(VIEW_UPLOADS)
         status = req.get_param("status")
@@ -103,56 +145,104 @@ class UploadsResource:
             cursor=forms.cursor(req),
             limit=forms.page_limit(req),
         )
-        uploads = [self._form(req, upload) for upload in page.items]
+        uploads = [self._form(req, caller, upload) for upload in page.items]
         forms.answer(resp, {"uploads": uploads, "next_cursor": page.next_cursor})
 
+    @operation(
+        Right.BEARER,
+        name="getUpload",
+        replies={200: Reply("The upload.", forms.LinkedUploadForm)},
+        refuses=[NotFound],
+    )
+    def on_get_one(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+        """Show one of one's own uploads, as the listing does."""
+        caller = self._tokens.caller(req)
+        caller.need(VIEW_UPLOADS, to_see=VIEW_UPLOADS)
+        forms.answer(resp, self._form(req, caller, self._uploads(caller, req).get(token).upload))
+
+    @operation(
+        Right.BEARER,
+        name="cancelUpload",
+        replies={200: Reply("The upload, cancelled.", forms.LinkedUploadForm)},
+        refuses=[NotFound, PermissionMissing, UploadClosed],
+    )
     def on_post_cancel(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+        """Close a pending upload; what was sent is let go of."""
         caller = self._tokens.caller(req)
         caller.need(MANAGE_UPLOADS, to_see=VIEW_UPLOADS)
         cancelled = self._uploads(caller, req).cancel(token)
-        forms.answer(resp, self._form(req, cancelled))
+        forms.answer(resp, self._form(req, caller, cancelled))
 
-    def _form(self, req: falcon.Request, upload: PendingUpload) -> forms.JSON:
+    def _form(
+        self, req: falcon.Request, caller: Caller, upload: PendingUpload
+    ) -> forms.LinkedUploadForm:
         url = self._links.upload_page(req, upload.upload_token)
-        return {**forms.pending_upload(upload), "upload_url": url}
+        sent: list[Delivery] = []
+        if upload.callback_url is not None and upload.status == COMPLETED:
+            deliveries = self._door.deliveries(caller, req.context.request_id)
+            sent = deliveries.list(subject=upload.upload_id, limit=1).items
+        callback = forms.callback(sent[0]) if sent else None
+        return {**forms.pending_upload(upload), "upload_url": url, "callback": callback}
 
     def _uploads(self, caller: Caller, req: falcon.Request) -> Uploads:
-        return self._store.uploads(caller.tenant_id, caller.actor, req.context.request_id)
+        return self._door.uploads(caller, req.context.request_id)
 
 
 @final
 class UploadLinkResource:
     """`/api/v1/uploads/{token}/…` for whoever has the link."""
 
-    def __init__(self, store: Store, links: Links) -> None:
-        self._store = store
+    def __init__(self, door: Door, links: Links) -> None:
+        self._door = door
         self._links = links
 
+    @operation(
+        Right.LINK,
+        name="getUploadInfo",
+        replies={200: Reply("How it stands.", forms.InfoForm)},
+        refuses=[NotFound],
+    )
     def on_get_info(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
-        """The constraints, how it stands, and URLs that are fresh at each call."""
-        link = self._store.upload_link(token, req.context.request_id)
+        """Tell the constraints, how it stands, and URLs that are fresh at each call."""
+        link = self._door.upload_link(req, token)
         upload = link.upload
-        form: forms.JSON = {
+        form: forms.InfoForm = {
             "upload_id": upload.upload_id,
             **forms.upload_shown(upload),
             "presigned_urls": [],
             "files": [],
+            "partials": [],
+            "tus_url": None,
+            "uploaded_at": None,
         }
         if upload.status == PENDING:
             form["presigned_urls"] = self._links.slots(req, upload)
             form["files"] = [
-                {
-                    **forms.slot(file),
-                    "delete_url": self._links.slot(req, upload, file.file_index, "DELETE"),
-                }
+                forms.shown_slot(file, self._links.slot(req, upload, file.file_index, "DELETE"))
                 for file in link.slots()
             ]
+            base = self._links.base(req)
+            form["tus_url"] = base + forms.tus_path(token)
+            form["partials"] = [forms.partial(each, base, token) for each in link.partials()]
         elif upload.status == COMPLETED:
-            form.update(forms.completion(link.completion()))
+            done = forms.completion(link.completion())
+            form["files"] = forms.shown_files(done)
+            form["uploaded_at"] = done["uploaded_at"]
         forms.answer(resp, form)
 
+    @operation(
+        Right.LINK,
+        name="completeUpload",
+        replies={200: Reply("What the waiting workflow resumes with.", ResumePayload)},
+        refuses=[NotFound, UploadClosed, FilesRefused, QuotaExceeded],
+    )
     def on_post_complete(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
-        link = self._store.upload_link(token, req.context.request_id)
+        """End the upload: its files are judged by their content and stored.
+
+        The first to complete wins, with all slots that are filled then; every later one is
+        refused with 409 and told the same files.
+        """
+        link = self._door.upload_link(req, token)
         try:
             done = link.complete()
         except UploadClosed as closed:

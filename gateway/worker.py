@@ -1,10 +1,11 @@
-"""The gunicorn worker: gthread, but no client can hold a thread or the main loop.
+"""The gunicorn worker: gthread, but no client can hold a working slot or the main loop.
 
 Stock gthread gives a connection to a thread before its head is complete, so eight
 half-sent heads freeze eight threads; and it closes lingering connections on the main loop,
 two seconds each. Here the main loop collects heads without blocking and hands a connection
-over when one is whole; it drains closing connections the same way. Bodies and answers
-still occupy a thread, but only while bytes move (`gateway.body`, SEND_IDLE_S).
+over when one is whole; it drains closing connections the same way. What a request waits
+for its client is waited outside the `threads` slots (`gateway.pool`), for the body
+(`gateway.body`) and for the answer (`gateway.sending`), and both have an end.
 
     accepted -> [head awaited] -> thread: request, answer -> [kept alive] -> [head awaited] …
                                                           -> [lingering] -> closed
@@ -17,13 +18,14 @@ tries the socket path on a real parser before the first request.
 from __future__ import annotations
 
 import errno
+import gc
 import socket
 import struct
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from selectors import EVENT_READ
 from typing import Any, Final, final
@@ -32,13 +34,15 @@ import gunicorn
 from gunicorn import http
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
 
-from gateway.body import IDLE_S, PacedUnreader, RequestBody
+from gateway.body import IDLE_S, Pace, PacedUnreader, RequestBody
+from gateway.pool import STACK_BYTES, Pool
+from gateway.refused import HEAD_TOO_LARGE, INTERNAL, check_head, refusal_of
+from gateway.sending import Answer, Outlet
 
 GUNICORN_VERSION: Final = "27.0.1"  # the one whose insides are known here
 
 HEAD_TIMEOUT_S: Final = 15.0  # from the first wait to the end of the head
 HEAD_BYTES_MAX: Final = 64 * 1024
-SEND_IDLE_S: Final = 30.0  # a reader that takes nothing for this long is gone
 # After the answer, what the client is still sending is thrown away for a while: closing
 # over unread bytes sends a reset, which can destroy the answer before it is read.
 LINGER_S: Final = 5.0
@@ -46,25 +50,28 @@ LINGER_BYTES_MAX: Final = 256 * 1024 * 1024
 
 _HEAD_END: Final = b"\r\n\r\n"
 _RECEIVE_BYTES: Final = 64 * 1024
-_TOO_LARGE_BODY: Final = b'{"status":431,"code":"head_too_large","title":"Request head too large"}'
-_TOO_LARGE: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n"
-    b"Content-Type: application/problem+json\r\nContent-Length: %d\r\n\r\n%s"
-) % (len(_TOO_LARGE_BODY), _TOO_LARGE_BODY)
-
-WsgiApp = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 
 @final
 class _Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
     """A client connection and the part of the next head that has come."""
 
-    def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any) -> None:
+    def __init__(
+        self,
+        cfg: Any,
+        sock: socket.socket,
+        client: Any,
+        server: Any,
+        pool: Pool,
+        bytes_per_s_min: int,
+    ) -> None:
         super().__init__(cfg, sock, client, server)
         timeout = struct.pack("ll", int(IDLE_S), 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         self.parser = http.get_parser(cfg, sock, client)
-        self.parser.unreader = PacedUnreader(sock)
+        self.parser.unreader = PacedUnreader(sock, pool.waiting, bytes_per_s_min)
+        # One an answer: each has a patience of its own.
+        self.outlet = partial(Outlet, sock, pool.waiting, partial(Pace, bytes_per_s_min))
         self.initialized = True
         self.head = bytearray()
         self.lingered_bytes = 0
@@ -81,6 +88,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._scratch = bytearray(_RECEIVE_BYTES)
 
     def init_process(self) -> None:
+        threading.stack_size(STACK_BYTES)
         reason = prove_body_path(self.cfg)
         self.direct_bodies = reason is None
         if reason:
@@ -89,33 +97,107 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
-        app: WsgiApp = self.wsgi
+        gc.freeze()  # what the app consists of needs no collecting, again and again
 
-        def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-            answered = app(environ, start_response)
-            # The head of the answer is not sent yet, so it can still say "close".
-            environ["wsgi.input"].settle()
-            environ["gunicorn.socket"].settimeout(SEND_IDLE_S)
-            return answered
-
-        self.wsgi: WsgiApp = answer
+    def get_thread_pool(self) -> Pool:
+        return Pool(self.cfg.threads)
 
     # --- in a thread
 
     def handle_request(self, req: Any, conn: _Connection) -> bool:
+        """Answer one request; True when the connection may be used for another.
+
+        Raises OSError, and StopIteration when the answer broke off in its middle.
+        """
+        check_head(req)
         req.body = RequestBody(req, conn.parser.unreader, direct=self.direct_bodies)
+        environ: dict[str, Any] = {}
+        answer: Answer | None = None
         try:
-            return bool(super().handle_request(req, conn))
+            self.cfg.pre_request(self, req)
+            began = datetime.now()  # noqa: DTZ005  gunicorn's access log takes the difference
+            answer, environ = http.wsgi.create(
+                req,
+                conn.sock,
+                conn.client,
+                conn.server,
+                self.cfg,
+                response_class=Answer,
+                response_args=(conn.outlet(),),
+            )
+            environ["wsgi.multithread"] = True
+            if not self.alive or len(self.keepalived_conns) >= self.max_keepalived:
+                answer.force_close()
+            self._answer(environ, answer)
+            self.log.access(answer, req, environ, datetime.now() - began)  # noqa: DTZ005
+            return not answer.should_close()
         except TimeoutError:
-            # The reader of the answer stalled; to gunicorn this is a client gone early.
+            # The reader stalled; to gunicorn this is a client gone early.
             raise http.errors.NoMoreData from None
+        except OSError:
+            raise
+        except Exception:
+            if answer is None or not answer.headers_sent:
+                raise
+            self.log.exception("an answer broke off in its middle")
+            raise StopIteration from None
+        finally:
+            self.cfg.post_request(self, req, environ, answer)
+
+    def handle_error(self, _req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
+        """Refuse what is no request; gunicorn would repeat parts of it, and as HTML."""
+        refusal = refusal_of(exc)
+        if refusal is INTERNAL:
+            self.log.error("a request failed outside the app", exc_info=exc)
+        else:
+            self.log.warning("no request, from %s: %s", (addr or ("-",))[0], type(exc).__name__)
+        with suppress(OSError):
+            client.send(refusal.whole(), socket.MSG_DONTWAIT)
+
+    def _answer(self, environ: dict[str, Any], answer: Answer) -> None:
+        body = self.wsgi(environ, answer.start_response)
+        try:
+            # The head of the answer is not sent yet, so it can still say "close".
+            environ["wsgi.input"].settle()
+            if isinstance(body, environ["wsgi.file_wrapper"]):
+                answer.write_file(body)
+            else:
+                for piece in body:
+                    answer.write(piece)
+            answer.close()
+        finally:
+            if hasattr(body, "close"):
+                body.close()
+
+    def _keepalive_after(self, conn: _Connection, keepalive: bool) -> bool:
+        if not (keepalive and conn.parser.mesg.body.ended):
+            return bool(super()._keepalive_after(conn, keepalive))
+        # Nothing to drain. gunicorn would look all the same, with four system calls now and
+        # before the next request, at each of which another thread takes the interpreter.
+        conn.parser.mesg = None
+        return True
+
+    def _serve(self, conn: _Connection) -> None:
+        keep = False
+        try:
+            keep = bool(self.handle(conn))
+        except BaseException:
+            self.log.exception("a connection is given up")
+        self.method_queue.defer(self.finish_request, conn, keep)
 
     # --- on the main loop
 
     def accept(self, listener: socket.socket) -> None:
         try:
             sock, address = listener.accept()
-            conn = _Connection(self.cfg, sock, address, listener.getsockname())
+            conn = _Connection(
+                self.cfg,
+                sock,
+                address,
+                listener.getsockname(),
+                self.tpool,
+                self.app.bytes_per_s_min,
+            )
         except OSError as error:
             # Nothing one connection meets may end the loop that serves all the others.
             if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
@@ -131,8 +213,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._await_head(conn)
         self._on_head(conn, sock)
 
-    def finish_request(self, conn: _Connection, done: Future[Any]) -> None:
-        if done.cancelled() or done.exception() or not done.result():
+    def enqueue_req(self, conn: _Connection) -> None:
+        self.tpool.submit(partial(self._serve, conn))
+
+    def finish_request(self, conn: _Connection, keep: bool) -> None:
+        if not keep:
             self._linger(conn)
             return
         conn.head += conn.parser.unreader.take_buffered()
@@ -181,7 +266,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._dispatch(conn)
         else:
             with suppress(OSError):
-                sock.send(_TOO_LARGE)
+                sock.send(HEAD_TOO_LARGE.whole())
             self._linger(conn)
 
     def _dispatch(self, conn: _Connection) -> None:

@@ -13,10 +13,21 @@ from typing import final
 
 import msgspec
 
-from cas.catalog.lmdb import LAYOUTS, LmdbSnapshot
+from cas.catalog.layout import LAYOUTS
+from cas.catalog.snapshot import LmdbSnapshot
 from cas.digest import Digest, digest_of
 from cas.doctor import examine_store
-from cas.records import CONDEMNED, DELETING, LIVE, Blob, Record, StoredFile
+from cas.records import (
+    CONDEMNED,
+    DELETING,
+    LIVE,
+    Blob,
+    Partial,
+    Record,
+    StoredFile,
+    UploadFile,
+    Usage,
+)
 from cas.store import Store
 
 
@@ -43,6 +54,25 @@ def references_counted(snapshot: LmdbSnapshot) -> Counter[Digest]:
     )
 
 
+def usage_counted(snapshot: LmdbSnapshot) -> dict[str, Usage]:
+    """What each tenant stores, by the records themselves."""
+    files: Counter[str] = Counter()
+    size_bytes: Counter[str] = Counter()
+    for record in records_in(snapshot):
+        if isinstance(record, StoredFile) or (
+            isinstance(record, UploadFile) and record.checksum_sha256 is not None
+        ):
+            files[record.tenant_id] += 1
+            size_bytes[record.tenant_id] += record.size_bytes
+        elif isinstance(record, Partial):
+            size_bytes[record.tenant_id] += record.offset_bytes
+    return {
+        tenant: Usage(tenant, files[tenant], size_bytes[tenant])
+        for tenant in files.keys() | size_bytes.keys()
+        if files[tenant] or size_bytes[tenant]
+    }
+
+
 def audit(
     store: Store,
     *,
@@ -61,6 +91,8 @@ def audit(
     with store.catalog.inspect() as snapshot:
         blobs = {blob.digest: blob for blob in records_in(snapshot) if isinstance(blob, Blob)}
         counted = references_counted(snapshot)
+        used = {use.tenant_id: use for use in records_in(snapshot) if isinstance(use, Usage)}
+        assert used == usage_counted(snapshot), "the usage of a tenant is counted wrongly"
         entries = sum(1 for _ in snapshot.entries())
         expected = sum(
             1

@@ -84,3 +84,50 @@ def test_some_calls_belong_to_one_module(what: str) -> None:
     }
     assert trespassing == {}
     assert owned & calls(parsed(Path(owner))), "the owner makes the calls"
+
+
+# What serves no tenant, or wires the rest. Everything else in the gateway reaches records
+# through a right: a caller, a token or a signature (invariant 9).
+KNOW_THE_STORE = {"app", "cli", "door", "health", "metrics", "wsgi"}
+
+
+def test_in_the_gateway_only_the_door_knows_the_store() -> None:
+    trespassing = [
+        str(module)
+        for module in modules(("gateway",))
+        if module.stem not in KNOW_THE_STORE and _touches_the_store(parsed(module))
+    ]
+    assert trespassing == []
+
+
+def test_only_a_token_makes_a_caller() -> None:
+    makers = {
+        str(module)
+        for module in modules(PRODUCT)
+        for node in ast.walk(parsed(module))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "Caller"
+    }
+    assert makers == {"gateway/auth.py"}
+
+
+def test_every_change_names_its_actor() -> None:
+    """The journal is the audit log; an entry without an actor would say nothing."""
+    nameless = [
+        f"{module}: {ast.unparse(node)[:60]}"
+        for module in modules(PRODUCT)
+        for node in ast.walk(parsed(module))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).rpartition(".")[0].endswith("catalog")
+        and ast.unparse(node.func).endswith(".write")
+        and "actor" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert nameless == []
+
+
+def _touches_the_store(tree: ast.Module) -> bool:
+    return any(
+        (isinstance(node, ast.ImportFrom) and node.module in ("cas.store", "cas.catalog.local"))
+        or (isinstance(node, ast.Import) and any(a.name == "cas.store" for a in node.names))
+        or (isinstance(node, ast.Attribute) and node.attr in ("catalog", "_catalog"))
+        for node in ast.walk(tree)
+    )

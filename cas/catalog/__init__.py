@@ -7,7 +7,10 @@ an append-only journal as the truth and an LMDB index as its shadow:
     local        LocalCatalog: committer thread, roll-forward, opening and closing
     journal      frames and segments
     checkpoint   the whole state as one file of frames
-    lmdb         the index: snapshots and transactions
+    lmdb         the index: one LMDB environment
+    layout       record types compiled: keys, index entries, the state digest
+    images       records as they stand in the index
+    snapshot     reading; transaction: changing, with counts kept by the catalog itself
     tuples       order-preserving keys
     ground       what ROOT stands on: LOCK, BOOT, filesystem, PID namespace
 """
@@ -66,7 +69,11 @@ class Snapshot(Protocol):
 
 
 class Transaction(Snapshot, Protocol):
-    """A serializable read-write view. Digest fields are counted in `blobs` by the catalog."""
+    """A serializable read-write view.
+
+    The catalog itself counts digest fields in `blobs`, and what tenants store in `usage`;
+    a write that reads either sees its own changes counted.
+    """
 
     @property
     def now_us(self) -> int:
@@ -127,6 +134,15 @@ class Catalog(Protocol):
         `change` may run more than once and must have no other effect. What it raises
         undoes it and is raised here. Raises CatalogFailed when a sync failed (the outcome
         is unknown then), StoreFull when there is no space.
+        """
+        ...
+
+    def alone(self, act: Callable[[Snapshot], T]) -> T:
+        """Run `act` while nobody else writes, in this process or any other, and sees the newest.
+
+        For what is done to files that a writer may be about to name, such as unlinking one
+        that no record names. It is journalled nowhere, so it needs no space; unlike a
+        change it may have effects, and they stay when it raises. Keep it short.
         """
         ...
 

@@ -20,8 +20,10 @@ from typing import final
 import lmdb
 import xxhash
 
+from cas.catalog.images import Head, put_head
 from cas.catalog.journal import BEGINNING, EPOCH_FIRST, Op
-from cas.catalog.lmdb import LAYOUT_OF_NUMBER, SCHEMA, Head, Index, Layout, put_head
+from cas.catalog.layout import LAYOUT_OF_NUMBER, SCHEMA, Layout
+from cas.catalog.lmdb import Index
 
 # About 1 KB of memory an op while it is gathered and sorted.
 OPS_PER_BATCH = 20_000

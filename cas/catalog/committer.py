@@ -22,9 +22,12 @@ import msgspec
 
 from cas.catalog import Transaction
 from cas.catalog.ballast import Ballast
+from cas.catalog.images import Head, put_head
 from cas.catalog.journal import Frame, Segment, Tail, Write, encode_frame
-from cas.catalog.lmdb import DAMAGE, SCHEMA, Head, Index, LmdbTransaction, add_state, put_head
+from cas.catalog.layout import SCHEMA, add_state
+from cas.catalog.lmdb import DAMAGE, Index
 from cas.catalog.recovery import SHORTAGE, Folders, roll_forward
+from cas.catalog.transaction import LmdbTransaction
 from cas.clock import Clock, advance
 from cas.durable import Disk
 from cas.errors import (

@@ -21,8 +21,10 @@ from cas.catalog.bulk import Progress
 from cas.catalog.checkpoint import Checkpoint, checkpoints_in
 from cas.catalog.committer import Committer, Pending
 from cas.catalog.ground import Boot, Lock, mount_of, refuse_network
+from cas.catalog.images import Head, put_head
 from cas.catalog.journal import Segment, Stop, Tail, read_frame, segments_in, valid_at_or_after
-from cas.catalog.lmdb import LAYOUT_OF_NUMBER, SCHEMA, Head, Index, LmdbSnapshot, put_head
+from cas.catalog.layout import LAYOUT_OF_NUMBER, SCHEMA
+from cas.catalog.lmdb import Index
 from cas.catalog.recovery import (
     Folders,
     begin_segment,
@@ -36,6 +38,7 @@ from cas.catalog.recovery import (
     save_journal,
     state_of,
 )
+from cas.catalog.snapshot import LmdbSnapshot
 from cas.clock import DAY_US, SECOND_US, Clock
 from cas.durable import Disk, is_temporary, opened
 from cas.errors import (
@@ -336,6 +339,10 @@ class LocalCatalog:
             raise pending.error
         return cast(T, pending.result)
 
+    def alone(self, act: Callable[[Snapshot], T]) -> T:
+        """See `cas.catalog.Catalog.alone`: a write without ops, which leaves no frame."""
+        return self.write(act)
+
     def changes(self, after_seq: int) -> Iterator[Change]:
         """See `cas.catalog.Catalog.changes`; stops at the newest committed frame."""
         newest = self.position()
@@ -435,6 +442,11 @@ class LocalCatalog:
         """Free the reader slots of processes that were killed; returns how many."""
         self._usable()
         return self._index.reader_check()
+
+    def oldest_reader_lag(self) -> int:
+        """By how many commits the oldest reader of any process is behind; 0 without readers."""
+        self._usable()
+        return self._index.oldest_reader_lag()
 
     @property
     def commits(self) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from cas.catalog import Position
 from cas.catalog.ballast import Ballast
 from cas.catalog.bulk import Bulk, Progress
 from cas.catalog.checkpoint import checkpoints_in, read_checkpoint, write_checkpoint
+from cas.catalog.images import Head, put_head, replay
 from cas.catalog.journal import (
     Op,
     Placed,
@@ -31,16 +32,9 @@ from cas.catalog.journal import (
     segments_in,
     valid_at_or_after,
 )
-from cas.catalog.lmdb import (
-    SCHEMA,
-    Head,
-    Index,
-    LmdbSnapshot,
-    add_state,
-    put_head,
-    record_state,
-    replay,
-)
+from cas.catalog.layout import SCHEMA, add_state, record_state
+from cas.catalog.lmdb import Index
+from cas.catalog.snapshot import LmdbSnapshot
 from cas.durable import Disk, opened
 from cas.errors import CatalogError, IndexDamaged, JournalDamaged
 

@@ -51,3 +51,21 @@ def component(value: Value | None) -> bytes:
     if 0 in data:  # ten times as fast as `b"\x00" in data`, and most of this function's time
         data = data.replace(b"\x00", b"\x00\xff")
     return b"%c%b\x00" % (code, data)
+
+
+def unpack(key: bytes) -> list[Value]:
+    """The values of a packed tuple; one that was too long comes back as what stands for it."""
+    values: list[Value] = []
+    at = 0
+    while at < len(key):
+        if key[at] == 3:
+            values.append(int.from_bytes(key[at + 1 : at + 9], "big"))
+            at += 9
+            continue
+        end = key.index(0, at + 1)
+        while key[end + 1 : end + 2] == b"\xff":
+            end = key.index(0, end + 1)
+        data = key[at + 1 : end].replace(b"\x00\xff", b"\x00")
+        values.append(data.decode(errors="replace") if key[at] == 2 else data)
+        at = end + 1
+    return values

@@ -4,12 +4,16 @@
     exits     exit codes, one per class of error
     files     put get cat ls stat rm hold
     uploads   request-upload uploads
-    upkeep    sweep collect scrub rebuild checkpoint doctor
+    deliveries  deliveries (resend), callbacks (secret)
+    upkeep    sweep collect scrub rebuild recount checkpoint doctor
     journal   journal verify, journal tail
+    receipts  receipt verify, receipt keys
+
+The verbs of `files` and `uploads` ask a server just as well (--server, --token).
 
 Verbs of the packages above `cas` are entry points of the group `blobcask.commands`, loaded
-when called, so that `blobcask ls` imports no server. Every verb takes --config, --root and
---json, before or after its name; it finds them in `ctx.obj`, a `Call`.
+when called, so that `blobcask ls` imports no server. Every verb takes --config, --root,
+--server, --token and --json, before or after its name; it finds them in `ctx.obj`, a `Call`.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from typing import Any, NoReturn, final
 import click
 
 from cas import __version__
-from cas.cli import files, journal, upkeep, uploads
+from cas.cli import deliveries, files, journal, receipts, upkeep, uploads
 from cas.cli.call import Call
 from cas.cli.exits import BROKEN_PIPE, INTERRUPTED, exit_code, exit_table
 
@@ -54,6 +58,23 @@ def _shared_options() -> list[click.Option]:
             ["--root"],
             type=path,
             help="The folder of the store, in place of [store] root.",
+            expose_value=False,
+            callback=_set,
+        ),
+        click.Option(
+            ["--server"],
+            envvar="BLOBCASK_SERVER",
+            show_envvar=True,
+            metavar="URL",
+            help="A server to ask, in place of a ROOT here.",
+            expose_value=False,
+            callback=_set,
+        ),
+        click.Option(
+            ["--token", "bearer"],
+            envvar="BLOBCASK_TOKEN",
+            show_envvar=True,
+            help="The bearer token for --server; others can read it in the process list.",
             expose_value=False,
             callback=_set,
         ),
@@ -159,6 +180,6 @@ def main(ctx: click.Context) -> None:
     ctx.ensure_object(Call)
 
 
-for _family in (files, uploads, upkeep, journal):
+for _family in (files, uploads, deliveries, receipts, upkeep, journal):
     for _verb in _family.VERBS:
         main.add_command(_verb)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import click
 import msgspec
@@ -22,8 +22,13 @@ import msgspec
 from cas.config import Settings, load_settings
 from cas.errors import InvalidRequest, NotFound
 from cas.files import PAGE_MAX, Page
+from cas.records import PendingUpload
 from cas.references import Reference, parse_reference
 from cas.store import Store
+from cas.views import FilesView, StoreView, UploadsView
+
+if TYPE_CHECKING:
+    from cas.remote import RemoteStore
 
 T = TypeVar("T")
 JSON = dict[str, Any]
@@ -38,6 +43,8 @@ class Call:
     def __init__(self) -> None:
         self.config: Path | None = None
         self.root: Path | None = None
+        self.server: str | None = None
+        self.bearer = ""
         self.json = False
 
     @cached_property
@@ -69,8 +76,47 @@ class Call:
         return root
 
     def open(self, *, make: bool = False) -> Store:
-        """The store; with `make` a new one where there is none. A context manager."""
+        """The store at ROOT; with `make` a new one where there is none. A context manager.
+
+        Raises click.UsageError under --server: what the verb does, a server does by itself.
+        """
+        if self.server is not None:
+            raise click.UsageError("this verb works on a ROOT, not on a --server")
         return Store.open(self.settings.store.root if make else self.store_root, self.settings)
+
+    def view(self, *, make: bool = False) -> StoreView:
+        """The store that --server names, or the one at ROOT, for verbs that serve both."""
+        return self.open(make=make) if self.server is None else self.remote()
+
+    def remote(self) -> RemoteStore:
+        """The store that --server names. A context manager."""
+        assert self.server is not None
+        # Late: most calls need no HTTP client, and it takes longer to load than they take.
+        from cas.remote import RemoteStore
+
+        return RemoteStore(self.server, self.bearer)
+
+    def files(self, store: StoreView, tenant: str | None) -> FilesView:
+        """The files of a tenant: the given one, else the token's or the first."""
+        return store.files(self._tenant(tenant), self.actor)
+
+    def uploads(self, store: StoreView, tenant: str | None) -> UploadsView:
+        """The uploads of a tenant, as `files`."""
+        return store.uploads(self._tenant(tenant), self.actor)
+
+    def _tenant(self, given: str | None) -> str:
+        return given or (FIRST_TENANT if self.server is None else "")
+
+    def page_url(self, upload: PendingUpload) -> str | None:
+        """The address of an upload's page, as far as it is known here."""
+        gateway = self.settings.gateway
+        base = self.server or gateway.public_url
+        host, _, port = gateway.bind.rpartition(":")
+        if not base:
+            if gateway.bind.startswith("unix:") or host in ("0.0.0.0", "[::]") or port == "0":  # noqa: S104
+                return None
+            base = f"http://{gateway.bind}"
+        return f"{base.rstrip('/')}/u/{upload.upload_token}"
 
     def reference(self, text: str) -> Reference:
         """Read a reference of this store's scheme; raises InvalidReference."""
@@ -255,7 +301,7 @@ def _json(form: object) -> str:
 pass_call = click.make_pass_decorator(Call)
 
 tenant_option = click.option(
-    "--tenant", default=FIRST_TENANT, show_default=True, help="Whose: every query is the tenant's."
+    "--tenant", help=f"Whose: by default {FIRST_TENANT}, with --server the token's."
 )
 reference_tenant_option = click.option(
     "--tenant", help="Whose: by default the tenant that the reference names."

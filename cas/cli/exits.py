@@ -24,9 +24,13 @@ EXITS: tuple[tuple[type[BaseException], int, str], ...] = (
     (errors.TooLarge, 4, "more bytes than allowed"),
     (errors.Conflict, 5, "not possible in the present state, such as under a hold"),
     (errors.StoreFull, 6, "no space left"),
+    (errors.QuotaExceeded, 6, "no more of the tenant's quota"),
     (errors.BlobUnavailable, 7, "the bytes are missing or damaged"),
     (errors.Damaged, 9, "the journal or the index is damaged"),
     (errors.CatalogError, 8, "the store cannot serve: busy, failed or unsuitable"),
+    (errors.AccessDenied, 12, "the server does not accept the token for this"),
+    (errors.ServerRefused, 13, "the server gives no usable answer"),
+    (errors.ServerUnreachable, 13, "the server gives no usable answer"),
     (errors.BlobcaskError, 1, "any other error"),
     (OSError, 10, "the system refused: no permission, no such source, I/O error"),
 )
@@ -49,7 +53,9 @@ def exit_table() -> str:
     """The table for --help."""
     meanings: dict[int, list[str]] = {0: ["done"]}
     for _, code, meaning in EXITS:
-        meanings.setdefault(code, []).append(meaning)
+        texts = meanings.setdefault(code, [])
+        if meaning not in texts:
+            texts.append(meaning)
     meanings[FOUND_WRONG] = ["a check (doctor, scrub, journal verify) found something wrong"]
     meanings[INTERRUPTED] = ["interrupted"]
     meanings[BROKEN_PIPE] = ["whoever read the answer went away"]

@@ -30,11 +30,11 @@ from cas.cli.call import (
 from cas.cli.forms import file_form, shown_time
 from cas.durable import DISK
 from cas.errors import BlobDamaged, Conflict, Held
-from cas.files import Files, Page, PutItem
+from cas.files import Page, PutItem
 from cas.records import StoredFile
 from cas.references import DIRECT_RUN, Reference, check_name, check_segment
 from cas.retention import parse_retention
-from cas.store import Store
+from cas.views import FilesView, StoreView
 
 _STDIN = "-"
 _WATCHED_BYTES = 32 << 20  # a smaller file is stored before a bar could be read
@@ -59,7 +59,7 @@ _COPY_BYTES = 1 << 20
 def put(
     call: Call,
     sources: tuple[str, ...],
-    tenant: str,
+    tenant: str | None,
     run: str,
     name: str | None,
     filename: str | None,
@@ -70,8 +70,8 @@ def put(
     if len(sources) > 1 and (name or filename or _STDIN in sources):
         raise click.UsageError("--name, --filename and - are for a single file")
     kept = None if retention is None else parse_retention(retention)
-    with call.open(make=True) as store, call.progress("put", size=len(sources) == 1) as bar:
-        files = store.files(tenant, call.actor)
+    with call.view(make=True) as store, call.progress("put", size=len(sources) == 1) as bar:
+        files = call.files(store, tenant)
         if len(sources) > 1:
             bar.total(len(sources))
             items = _watched(
@@ -164,20 +164,18 @@ def _watched(items: Iterable[PutItem], bar: Bar) -> Iterator[PutItem]:
 def get(call: Call, reference: str, output: Path, force: bool, tenant: str | None) -> None:
     """Copy a stored file to FILE, checking its SHA-256 on the way."""
     ref = call.reference(reference)
-    with call.open() as store, call.progress("get") as bar:
-        file, fd = _open(call, store, ref, tenant)
-        try:
-            _save(file, fd, output, force, bar)
-        finally:
-            os.close(fd)
+    with call.view() as store, call.progress("get") as bar:
+        file, source = _files(call, store, ref, tenant).reader(ref)
+        with source:
+            _save(file, source, output, force, bar)
     call.answer({"file": file_form(file), "output": str(output)}, [str(output)])
 
 
-def _save(file: StoredFile, fd: int, output: Path, force: bool, bar: Bar) -> None:
+def _save(file: StoredFile, source: io.RawIOBase, output: Path, force: bool, bar: Bar) -> None:
     """Give the bytes their name only when all are there and right."""
     temporary = DISK.temporary(output.absolute().parent)
     try:
-        _copy(file, fd, lambda chunk: DISK.write(temporary.fd, chunk), bar)
+        _copy(file, source, lambda chunk: DISK.write(temporary.fd, chunk), bar)
         os.fchmod(temporary.fd, 0o666 & ~_umask())
         DISK.sync_data(temporary.fd)
         if force:
@@ -202,23 +200,23 @@ def cat(call: Call, reference: str, tenant: str | None) -> None:
     before it does. `get` writes nothing that is wrong.
     """
     ref = call.reference(reference)
-    with call.open() as store:
-        file, fd = _open(call, store, ref, tenant)
-        try:
+    with call.view() as store:
+        file, source = _files(call, store, ref, tenant).reader(ref)
+        with source:
             out = sys.stdout.buffer
-            _copy(file, fd, out.write, Bar(None))
+            _copy(file, source, out.write, Bar(None))
             out.flush()
-        finally:
-            os.close(fd)
 
 
-def _copy(file: StoredFile, fd: int, write: Callable[[memoryview], object], bar: Bar) -> None:
+def _copy(
+    file: StoredFile, source: io.RawIOBase, write: Callable[[memoryview], object], bar: Bar
+) -> None:
     """All bytes of a file, hashed while they pass; raises BlobDamaged at the end."""
     bar.total(file.size_bytes)
     sha256 = hashlib.sha256()
     buffer = memoryview(bytearray(_COPY_BYTES))
     done = 0
-    while count := os.readv(fd, [buffer]):
+    while count := source.readinto(buffer):
         chunk = buffer[:count]
         sha256.update(chunk)
         write(chunk)
@@ -228,14 +226,8 @@ def _copy(file: StoredFile, fd: int, write: Callable[[memoryview], object], bar:
         raise BlobDamaged(file.checksum_sha256.hex(), "its bytes have another digest")
 
 
-def _open(
-    call: Call, store: Store, reference: Reference, tenant: str | None
-) -> tuple[StoredFile, int]:
-    return _files(call, store, reference, tenant).open(reference)
-
-
-def _files(call: Call, store: Store, reference: Reference, tenant: str | None) -> Files:
-    return store.files(tenant or reference.tenant_id, call.actor)
+def _files(call: Call, store: StoreView, reference: Reference, tenant: str | None) -> FilesView:
+    return call.files(store, tenant or reference.tenant_id)
 
 
 def _umask() -> int:
@@ -253,15 +245,20 @@ def _umask() -> int:
 @click.option("--cursor", help="Where an earlier listing ended.")
 @pass_call
 def ls(
-    call: Call, tenant: str, run: str | None, name: str | None, limit: int, cursor: str | None
+    call: Call,
+    tenant: str | None,
+    run: str | None,
+    name: str | None,
+    limit: int,
+    cursor: str | None,
 ) -> None:
     """List files, newest first."""
     if run is not None:
         check_segment(run, "run")
     if name is not None:
         check_name(name)
-    with call.open() as store:
-        files = store.files(tenant, call.actor)
+    with call.view() as store:
+        files = call.files(store, tenant)
 
         def page(after: str | None, count: int) -> Page[StoredFile]:
             return files.list(run=run, name=name, cursor=after, limit=count)
@@ -288,7 +285,7 @@ def ls(
 def stat(call: Call, reference: str, tenant: str | None) -> None:
     """Show the record of a file."""
     ref = call.reference(reference)
-    with call.open() as store:
+    with call.view() as store:
         file = _files(call, store, ref, tenant).stat(ref)
     form = file_form(file)
     call.answer(form, table((), ((key, shown(value)) for key, value in form.items())))
@@ -305,7 +302,7 @@ def rm(call: Call, references: tuple[str, ...], tenant: str | None, dry_run: boo
     All are looked up first: one that is unknown or held leaves all of them as they are.
     """
     refs = [call.reference(text) for text in dict.fromkeys(references)]
-    with call.open() as store:
+    with call.view() as store:
         found = [_files(call, store, ref, tenant).stat(ref) for ref in refs]
         for file in found:
             if file.hold:
@@ -328,7 +325,7 @@ def rm(call: Call, references: tuple[str, ...], tenant: str | None, dry_run: boo
 def hold(call: Call, reference: str, off: bool, tenant: str | None) -> None:
     """Put a file under a legal hold: while it is set, nothing deletes the file."""
     ref = call.reference(reference)
-    with call.open() as store:
+    with call.view() as store:
         file = _files(call, store, ref, tenant).hold(ref, not off)
     call.answer(file_form(file), [f"{file.storage_ref} {'held' if file.hold else 'not held'}"])
 

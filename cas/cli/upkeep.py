@@ -1,4 +1,4 @@
-"""Verbs that keep a store well: sweep collect scrub rebuild checkpoint doctor."""
+"""Verbs that keep a store well: sweep collect scrub rebuild recount checkpoint doctor."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cas.cli.exits import WrongFound
 from cas.config import parse_duration, parse_size
 from cas.doctor import examine
 from cas.errors import Conflict
+from cas.quotas import recount_usage
 from cas.rebuild import rebuild as rebuild_index
 from cas.scrub import Scrub
 from cas.store import Store
@@ -30,40 +31,56 @@ def _refuse_wrong_clock(store: Store) -> None:
 @click.option("--accept-clock", is_flag=True, help="The clock is right, however far it leads.")
 @pass_call
 def sweep(call: Call, dry_run: bool, accept_clock: bool) -> None:
-    """End the files and uploads of all tenants whose time is over.
+    """End the files, uploads and events of all tenants whose time is over.
 
-    Their bytes go with `collect`. Refuses while the clock is not to be believed, until it
-    is accepted once with --accept-clock.
+    Their bytes go with `collect`; those of unfinished resumable uploads go at once. Refuses
+    while the clock is not to be believed, until it is accepted once with --accept-clock.
     """
     references: list[str] = []
     uploads: list[str] = []
-    ended_files = ended_uploads = 0
+    partials: list[str] = []
+    ended_files = ended_uploads = ended_partials = events = leftovers = 0
     with call.open() as store:
         if accept_clock and not dry_run:
             store.accept_clock()
         _refuse_wrong_clock(store)
         while True:
             with store.catalog.read() as snapshot:
-                plan = plan_sweep(snapshot, store.now_us(snapshot))
+                plan = plan_sweep(
+                    snapshot, store.now_us(snapshot), partial_files=store.partial_files
+                )
             references += plan.references
             uploads += plan.upload_ids
-            if dry_run or not (plan.file_ids or plan.upload_ids):
+            partials += plan.partial_ids
+            if dry_run:
+                events, leftovers = len(plan.event_ids), len(plan.leftovers)
+            if dry_run or not plan:
                 break
-            swept = execute_sweep(store.catalog, plan)
+            swept = execute_sweep(store.catalog, plan, partial_files=store.partial_files)
             ended_files += swept.files
             ended_uploads += swept.uploads
+            ended_partials += swept.partials
+            events += swept.events
+            leftovers += swept.leftovers
     if dry_run:
-        ended_files, ended_uploads = len(references), len(uploads)
+        ended_files, ended_uploads, ended_partials = len(references), len(uploads), len(partials)
     form = {
         "files": ended_files,
         "uploads": ended_uploads,
+        "partials": ended_partials,
+        "events": events,
+        "leftovers": leftovers,
         "references": references,
         "upload_ids": uploads,
+        "partial_ids": partials,
         "dry_run": dry_run,
     }
-    call.answer(form, [*references, *uploads])
+    call.answer(form, [*references, *uploads, *partials])
     done = "would be ended" if dry_run else "ended"
     call.say(f"{counted(ended_files, 'file')} and {counted(ended_uploads, 'upload')} {done}.")
+    if ended_partials or leftovers:
+        unfinished = counted(ended_partials, "unfinished upload")
+        call.say(f"{unfinished} and {counted(leftovers, 'leftover file')} {done}.")
 
 
 @click.command()
@@ -144,6 +161,15 @@ def rebuild(call: Call) -> None:
 
 @click.command()
 @pass_call
+def recount(call: Call) -> None:
+    """Count anew what each tenant stores, where the doctor found it wrong."""
+    with call.open() as store:
+        wrong = recount_usage(store.catalog)
+    call.answer({"mended": wrong}, [f"{counted(wrong, 'tenant')} had a wrong count"])
+
+
+@click.command()
+@pass_call
 def checkpoint(call: Call) -> None:
     """Write the whole catalog beside the journal, and prune what two checkpoints cover."""
     with call.open() as store, call.progress("checkpoint", size=False):
@@ -186,4 +212,4 @@ def doctor(call: Call, read_data: bool) -> None:
         raise WrongFound
 
 
-VERBS = (sweep, collect, scrub, rebuild, checkpoint, doctor)
+VERBS = (sweep, collect, scrub, rebuild, recount, checkpoint, doctor)

@@ -7,13 +7,12 @@ import click
 from cas.cli.call import Call, pages, pass_call, read_value, shown, size, table, tenant_option
 from cas.cli.forms import slot_form, upload_form
 from cas.clock import SECOND_US, rfc3339
-from cas.config import GatewaySettings, parse_duration, parse_size
+from cas.config import parse_duration, parse_size
 from cas.files import Page
 from cas.records import CANCELLED, COMPLETED, EXPIRED, PENDING, PendingUpload
 from cas.references import DIRECT_RUN
 from cas.retention import parse_retention
-from cas.store import Store
-from cas.uploads import UploadRequest, as_of
+from cas.uploads import UploadRequest
 
 
 @click.command("request-upload")
@@ -34,7 +33,7 @@ from cas.uploads import UploadRequest, as_of
 def request_upload(
     call: Call,
     name: str,
-    tenant: str,
+    tenant: str | None,
     run: str,
     types: tuple[str, ...],
     max_size: str,
@@ -60,20 +59,10 @@ def request_upload(
         redirect_url=redirect_url,
         run=run,
     )
-    with call.open(make=True) as store:
-        upload = store.uploads(tenant, call.actor).request(wanted)
-    url = _page_url(call.settings.gateway, upload.upload_token)
+    with call.view(make=True) as store:
+        upload = call.uploads(store, tenant).request(wanted)
+    url = call.page_url(upload)
     call.answer(upload_form(upload, url), [url or f"/u/{upload.upload_token}"])
-
-
-def _page_url(settings: GatewaySettings, token: str) -> str | None:
-    """The address of the upload page, as far as the settings tell it."""
-    if settings.public_url:
-        return f"{settings.public_url}/u/{token}"
-    host, _, port = settings.bind.rpartition(":")
-    if settings.bind.startswith("unix:") or host in ("0.0.0.0", "[::]") or port == "0":  # noqa: S104
-        return None
-    return f"http://{settings.bind}/u/{token}"
 
 
 @click.command()
@@ -91,7 +80,7 @@ def _page_url(settings: GatewaySettings, token: str) -> str | None:
 def uploads(
     call: Call,
     token: str | None,
-    tenant: str,
+    tenant: str | None,
     status: str | None,
     limit: int,
     cursor: str | None,
@@ -100,9 +89,8 @@ def uploads(
     """List uploads, newest first; with a TOKEN, show that one and its slots."""
     if cancel and token is None:
         raise click.UsageError("--cancel needs the TOKEN of the upload")
-    gateway = call.settings.gateway
-    with call.open() as store:
-        own = store.uploads(tenant, call.actor)
+    with call.view() as store:
+        own = call.uploads(store, tenant)
         if token is None:
 
             def page(after: str | None, count: int) -> Page[PendingUpload]:
@@ -111,7 +99,7 @@ def uploads(
             call.answer_pages(
                 "uploads",
                 pages(page, cursor, limit),
-                lambda upload: upload_form(upload, _page_url(gateway, upload.upload_token)),
+                lambda upload: upload_form(upload, call.page_url(upload)),
                 ("TOKEN", "STATUS", "CREATED", "EXPIRES", "NAME"),
                 lambda upload: (
                     upload.upload_token,
@@ -123,20 +111,15 @@ def uploads(
             )
             return
         link = own.get(token)
-        upload = own.cancel(token) if cancel else as_of(link.upload, _now_us(store))
+        upload = own.cancel(token) if cancel else link.upload
         slots = [slot_form(slot) for slot in link.slots()]
-    form = upload_form(upload, _page_url(gateway, upload.upload_token))
+    form = upload_form(upload, call.page_url(upload))
     rows = [(key, shown(value)) for key, value in form.items()]
     rows += [
         (f"slot {slot['index']}", f"{slot['filename']}, {size(slot['size_bytes'])}")
         for slot in slots
     ]
     call.answer({**form, "slots": slots}, table((), rows))
-
-
-def _now_us(store: Store) -> int:
-    with store.catalog.read() as snapshot:
-        return store.now_us(snapshot)
 
 
 VERBS = (request_upload, uploads)

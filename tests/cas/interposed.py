@@ -41,6 +41,11 @@ class InterposedCatalog:
             self.before_write.popleft()()
         return self._catalog.write(change, actor=actor, request_id=request_id)
 
+    def alone(self, act: Callable[[Snapshot], T]) -> T:
+        if self.before_write:
+            self.before_write.popleft()()
+        return self._catalog.alone(act)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._catalog, name)
 

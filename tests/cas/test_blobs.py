@@ -175,12 +175,23 @@ def test_bytes_and_folder_are_durable_before_place_returns(root: Path) -> None:
     assert disk.steps == ["temporary", "write", "sync_data", "link", "sync_folder"]
 
 
-def test_a_copy_staged_without_sync_is_synced_before_it_is_named(root: Path) -> None:
+def test_a_free_name_is_taken_before_one_sync_of_bytes_and_name(root: Path) -> None:
     disk = TracedDisk()
     files = created(root, disk)
     with files.stage(HELLO, sync=False) as staged:
         files.place(staged)
-    assert disk.steps == ["temporary", "write", "sync_data", "link", "sync_folder"]
+    assert disk.steps == ["temporary", "write", "link", "sync_data", "sync_folder"]
+
+
+def test_a_taken_name_is_given_to_synced_bytes_only(root: Path) -> None:
+    disk = TracedDisk()
+    files = created(root, disk)
+    put(files, HELLO)
+    disk.steps.clear()
+    with files.stage(HELLO, sync=False) as staged:
+        files.place(staged)
+    assert disk.steps.index("sync_data") < disk.steps.index("rename")
+    assert disk.steps[-1] == "sync_folder"
 
 
 def test_a_rehearsal_takes_the_steps_of_placing_and_leaves_nothing(root: Path) -> None:

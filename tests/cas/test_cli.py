@@ -216,6 +216,7 @@ def test_the_checks_find_a_fresh_store_well(run: Run, tmp_path: Path) -> None:
     assert form_of(run("scrub", "--json"))["checked"] == 1
     assert form_of(run("journal", "verify", "--json"))["damage"] == []
     assert form_of(run("checkpoint", "--json"))["seq"] >= 2
+    assert form_of(run("recount", "--json"))["mended"] == 0
     assert form_of(run("rebuild", "--json"))["ops"] >= 3
     assert form_of(run("doctor", "--json")) == {"findings": []}
 
@@ -237,7 +238,7 @@ def test_the_journal_tells_who_did_what(run: Run, tmp_path: Path) -> None:
     actors = {change["actor"] for change in changes}
     assert any(actor.startswith("cli:") for actor in actors)
     removed = [op for change in changes for op in change["ops"] if op["record"] is None]
-    assert [op["table"] for op in removed] == ["stored_files"]
+    assert [op["table"] for op in removed] == ["stored_files", "usage"]
     assert "stored_files" in run("journal", "tail").stdout
     assert run("journal", "tail", "--tenant", "other").stdout == ""
 

@@ -10,7 +10,7 @@ import pytest
 
 from cas.catalog import Transaction, committer, recovery
 from cas.catalog.committer import GROUP_BYTES
-from cas.catalog.lmdb import put_head as lmdb_put_head
+from cas.catalog.images import put_head as lmdb_put_head
 from cas.durable import Disk
 from cas.errors import StoreFull
 from cas.records import Mark

@@ -16,6 +16,7 @@ from cas.config import Duration, Settings, Size, StoreSettings, UploadSettings
 from cas.digest import Digest, digest_of
 from cas.durable import SupportsRead
 from cas.errors import (
+    BlobDamaged,
     BlobMissing,
     DigestMismatch,
     Held,
@@ -65,6 +66,7 @@ def content(files: Files, file: StoredFile) -> bytes:
 
 
 def objects(store: Store) -> list[str]:
+    store.blobs.close()  # what is thrown away after the answer is gone on return
     return sorted(path.name for path in (store.root / "objects").glob("*/*"))
 
 
@@ -435,6 +437,36 @@ def test_a_file_whose_bytes_are_gone_says_so(store: Store, files: Files) -> None
     assert files.stat(ref(file)) == file
     with pytest.raises(BlobMissing):
         files.open(ref(file))
+
+
+@pytest.mark.parametrize("size_bytes", [0, 2, 4])
+def test_a_file_whose_bytes_have_another_length_is_not_opened(
+    store: Store, files: Files, size_bytes: int
+) -> None:
+    file = files.put(b"abc", name="it")
+    os.truncate(store.blobs.path(file.checksum_sha256), size_bytes)
+    store.blobs.close()  # no descriptor of what is thrown away after the answer is left
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(BlobDamaged, match=f"{size_bytes} bytes of 3"):
+        files.open(ref(file))
+    with pytest.raises(BlobDamaged, match=f"{size_bytes} bytes of 3"):
+        store.open_blob(file.checksum_sha256, file.size_bytes)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_list_of_one_name_in_one_run_has_full_pages(files: Files, clock: HandClock) -> None:
+    wanted = []
+    for number in range(6):
+        clock.advance(1_000)
+        for run, name in (("a", "x"), ("a", "y"), ("b", "x")):
+            file = files.put(f"{number} {run} {name}".encode(), name=name, run=run)
+            if (run, name) == ("a", "x"):
+                wanted.append(file)
+    first = files.list(run="a", name="x", limit=4)
+    second = files.list(run="a", name="x", limit=4, cursor=first.next_cursor)
+    assert first.items == wanted[:1:-1]
+    assert (second.items, second.next_cursor) == (wanted[1::-1], None)
+    assert files.list(run="b", name="y").items == []
 
 
 def test_listing_goes_page_by_page_newest_first(

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jwt
+import msgspec
 import pytest
 
 from cas.clock import SECOND_US
@@ -31,9 +32,9 @@ def test_keys_are_made_once_and_readable_by_nobody_else(root: Path) -> None:
     made = load_keys(settings_for(root))
     again = load_keys(settings_for(root))
     assert (made.fresh, again.fresh) == (True, False)
-    assert (made.signing, made.jwt) == (again.signing, again.jwt)
+    assert msgspec.structs.replace(made, fresh=False) == again
     assert stat.S_IMODE((root / "keys").stat().st_mode) == 0o700
-    for name in ("signing", "jwt"):
+    for name in ("signing", "jwt", "callbacks", "receipts"):
         assert stat.S_IMODE((root / "keys" / name).stat().st_mode) == 0o600
 
 
@@ -123,3 +124,5 @@ def test_a_token_is_not_issued_for_what_does_not_exist(clock: HandClock) -> None
         tokens.issue("t", "a", ("manage_everything",), 60)
     with pytest.raises(InvalidInput):
         tokens.issue("not a tenant", "a", ("admin",), 60)
+    with pytest.raises(InvalidInput):
+        tokens.issue("t", "upload:somebody's", ("admin",), 60)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from cas.catalog.lmdb import LAYOUTS
+from cas.catalog.layout import LAYOUTS
 from cas.records import RECORDS, Record
 
 

@@ -15,7 +15,9 @@ import pytest
 
 from cas import scrub
 from cas.catalog import Transaction
-from cas.catalog.lmdb import LAYOUTS, LmdbTransaction, put_record, record_state
+from cas.catalog.images import put_record
+from cas.catalog.layout import LAYOUTS, record_state
+from cas.catalog.transaction import LmdbTransaction
 from cas.catalog.tuples import pack
 from cas.clock import HOUR_US, SECOND_US
 from cas.config import Duration, Settings, Size, StoreSettings

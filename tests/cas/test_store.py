@@ -49,7 +49,7 @@ def test_a_store_is_made_in_a_new_an_empty_or_a_keyed_folder(
         with open_store(memory / name, clock) as store:
             ids.add(store.store_id())
             store.files("acme", "ada").put(b"abc", name="it")
-        assert (memory / name / "VERSION").read_text() == "1\n"
+        assert (memory / name / "VERSION").read_text() == "2\n"
     assert len(ids) == 4
 
 
@@ -62,7 +62,7 @@ def test_a_folder_with_something_else_in_it_is_refused_and_left_alone(
     assert [path.name for path in memory.iterdir()] == ["photo.jpg"]
 
 
-@pytest.mark.parametrize("text", ["2", "999", "one", "", "-1", "1.0"])
+@pytest.mark.parametrize("text", ["3", "999", "one", "", "-1", "0", "1.0"])
 def test_another_format_is_refused(memory: Path, clock: HandClock, text: str) -> None:
     open_store(memory / "store", clock).close()
     (memory / "store/VERSION").write_text(text)
@@ -96,7 +96,7 @@ def test_another_process_that_makes_the_same_store_is_no_obstacle(
         open_store(root, clock).close()
     finally:
         patch.undo()
-    assert real(root / "VERSION") == "1\n"
+    assert real(root / "VERSION") == "2\n"
 
 
 def test_eight_processes_make_one_store(memory: Path) -> None:

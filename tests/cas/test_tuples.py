@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cas.catalog.tuples import KEY_BYTES_MAX, Value, pack
+from cas.catalog.tuples import KEY_BYTES_MAX, Value, pack, unpack
 
 # NUL and FF are what keys are made with; none is so long that it is hashed.
 SHORT_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.text(
@@ -71,3 +71,15 @@ def test_a_key_that_the_index_cannot_hold_is_refused() -> None:
 def test_a_number_beyond_eight_bytes_is_refused(number: int) -> None:
     with pytest.raises(OverflowError):
         pack([number])
+
+
+@given(st.lists(SHORT_TEXT | SHORT_BYTES | NUMBERS, max_size=5))
+def test_a_key_can_be_read_again(values: list[Value]) -> None:
+    assert unpack(pack(values)) == values
+
+
+def test_a_key_with_a_long_part_is_read_as_what_stands_for_it() -> None:
+    text, data, number = unpack(pack(["a" * 500, b"b" * 500, 7]))
+    assert str(text).startswith("a" * 96)
+    assert data == b"b" * 96 + hashlib.sha256(b"b" * 500).digest()
+    assert number == 7

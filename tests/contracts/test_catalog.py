@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cas.catalog import Catalog, Transaction
+from cas.catalog import Catalog, Snapshot, Transaction
 from cas.clock import DAY_US, SECOND_US
 from cas.digest import Digest
 from cas.errors import (
@@ -21,7 +21,18 @@ from cas.errors import (
     NotFound,
     RecordExists,
 )
-from cas.records import CONDEMNED, DELETING, LIVE, Blob, Event, Mark, StoredFile, UploadFile
+from cas.records import (
+    CONDEMNED,
+    DELETING,
+    LIVE,
+    Blob,
+    Event,
+    Mark,
+    Partial,
+    StoredFile,
+    UploadFile,
+    Usage,
+)
 from tests.clocks import START_US, HandClock
 from tests.contracts.conftest import OpenCatalog
 
@@ -125,6 +136,36 @@ def test_a_write_that_changes_nothing_leaves_no_trace(catalog: Catalog) -> None:
     catalog.write(lambda txn: txn.get(Mark, "a"))
     catalog.write(lambda txn: txn.replace(Mark("a", "1")))
     assert catalog.position() == before
+
+
+def test_what_is_done_alone_sees_the_newest_and_leaves_no_trace(catalog: Catalog) -> None:
+    insert(catalog, Mark("a", "1"))
+    before = catalog.position()
+    assert catalog.alone(lambda snapshot: snapshot.get(Mark, "a")) == Mark("a", "1")
+    assert catalog.position() == before
+
+
+def test_nobody_writes_while_something_is_done_alone(catalog: Catalog) -> None:
+    begun, ended = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def act(snapshot: Snapshot) -> None:
+        writer.start()
+        begun.wait()
+        assert snapshot.get(Mark, "a") is None
+        assert not ended.wait(0.05)
+        order.append("alone")
+
+    def write() -> None:
+        begun.set()
+        insert(catalog, Mark("a", "1"))
+        ended.set()
+        order.append("write")
+
+    writer = threading.Thread(target=write)
+    catalog.alone(act)
+    writer.join()
+    assert order == ["alone", "write"]
 
 
 # --- ranges
@@ -408,6 +449,81 @@ def test_a_reference_needs_a_blob_that_is_not_being_deleted(catalog: Catalog) ->
     with pytest.raises(BlobDeleting):
         catalog.write(lambda txn: txn.replace(file("1", B)))
     assert get_blob(catalog, C).refcount == 1
+
+
+# --- usage
+
+
+def test_usage_is_counted_by_the_catalog(catalog: Catalog) -> None:
+    def used(tenant: str = "t") -> Usage | None:
+        with catalog.read() as snapshot:
+            return snapshot.get(Usage, tenant)
+
+    insert(catalog, blob(A), file("1", size_bytes=10), file("2", tenant_id="u"))
+    assert (used(), used("u")) == (Usage("t", 1, 10), Usage("u", 1, 1))
+    slot = UploadFile("u", 0, "n", "t", 5, A, 1, tenant_id="t")
+    insert(catalog, slot, replace(slot, file_index=1, tenant_id=""))
+    assert used() == Usage("t", 2, 15)
+    catalog.write(lambda txn: txn.replace(replace(slot, checksum_sha256=None)))
+    assert used() == Usage("t", 1, 10)
+    partial = Partial("p", "u", "t", 0, "n", "t", 9, 0, 1, 1)
+    insert(catalog, partial)
+    catalog.write(lambda txn: txn.replace(replace(partial, offset_bytes=7)))
+    assert used() == Usage("t", 1, 17)
+    catalog.write(lambda txn: txn.replace(file("1", size_bytes=10, tenant_id="u")))
+    assert (used(), used("u")) == (Usage("t", 0, 7), Usage("u", 2, 11))
+
+    def forget(txn: Transaction) -> None:
+        txn.delete(partial)
+        txn.delete(file("2"))
+
+    catalog.write(forget)
+    assert (used(), used("u")) == (None, Usage("u", 1, 10))
+
+
+def test_a_write_sees_the_usage_that_it_makes(catalog: Catalog) -> None:
+    def change(txn: Transaction) -> None:
+        txn.insert(blob(A))
+        txn.insert(file("1", size_bytes=3))
+        assert txn.get(Usage, "t") == Usage("t", 1, 3)
+        assert txn.range(Usage, "") == [Usage("t", 1, 3)]
+        txn.insert(file("2", size_bytes=4))
+        assert txn.range(Usage, "") == [Usage("t", 2, 7)]
+        txn.delete(file("1"))
+
+    catalog.write(change)
+    with catalog.read() as snapshot:
+        assert snapshot.range(Usage, "") == [Usage("t", 1, 4)]
+
+
+def test_usage_that_a_refused_record_would_have_made_is_not_counted(catalog: Catalog) -> None:
+    insert(catalog, blob(A), file("1"))
+
+    def change(txn: Transaction) -> None:
+        for wrong in (file("1"), file("2", storage_ref="ref-1"), file("3", B)):
+            with pytest.raises(BlobcaskError):
+                txn.insert(wrong)
+
+    catalog.write(change)
+    with catalog.read() as snapshot:
+        assert snapshot.get(Usage, "t") == Usage("t", 1, 1)
+
+
+def test_a_write_appends_one_image_of_each_usage(catalog: Catalog) -> None:
+    insert(catalog, blob(A))
+    before = catalog.position().seq
+    insert(catalog, *(file(str(number)) for number in range(10)))
+    (change,) = catalog.changes(before)
+    assert [op[2] for op in change.ops if op[0] is Usage] == [Usage("t", 10, 10)]
+
+    def swap(txn: Transaction) -> None:
+        """Takes as much as it gives: no change of the usage."""
+        txn.delete(file("1"))
+        txn.insert(file("x"))
+
+    catalog.write(swap)
+    *_, change = catalog.changes(before + 1)
+    assert Usage not in [op[0] for op in change.ops]
 
 
 # --- one write is one write

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from cas.catalog import Snapshot, Transaction
 from cas.catalog.journal import Segment
-from cas.catalog.lmdb import LmdbSnapshot
 from cas.catalog.local import CatalogSettings, LocalCatalog
 from cas.catalog.recovery import Folders, verify_journal
+from cas.catalog.snapshot import LmdbSnapshot
 from cas.clock import DAY_US
 from cas.digest import Digest
 from cas.durable import DISK, Disk
 from cas.errors import JournalDamaged
-from cas.records import CONDEMNED, LIVE, Blob, StoredFile
+from cas.records import CONDEMNED, LIVE, Blob, StoredFile, Usage
 from tests.clocks import HandClock
 
 # Segments of 1 KiB, so one or two frames each, and journal that goes as soon as it may.
@@ -98,6 +98,8 @@ def audit_index(snapshot: LmdbSnapshot) -> None:
     """Every entry of every index is due to a record, and the other way round; counts add up."""
     due: dict[bytes, bytes] = {}
     references: Counter[bytes] = Counter()
+    stored: Counter[str] = Counter()
+    used: dict[str, int] = {}
     blobs: dict[bytes, Blob] = {}
     for layout, key, raw in snapshot.records():
         record = layout.decode(raw)
@@ -107,9 +109,14 @@ def audit_index(snapshot: LmdbSnapshot) -> None:
                 due[entry_key] = key
         if isinstance(record, Blob):
             blobs[record.digest] = record
+        elif isinstance(record, StoredFile):
+            stored[record.tenant_id] += 1
+        elif isinstance(record, Usage):
+            used[record.tenant_id] = record.files
         if layout.digests is not None:
             references.update(digest for digest in layout.digests(record) if digest is not None)
     assert dict(snapshot.entries()) == due
+    assert used == dict(stored)
     assert {d: b.refcount for d, b in blobs.items() if b.refcount} == dict(references)
     for blob in blobs.values():
         if blob.state in (LIVE, CONDEMNED):

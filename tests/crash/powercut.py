@@ -155,14 +155,6 @@ class RecordingDisk(Disk):
             super().write_at(fd, data, offset)
             self.events.append(Wrote(self._node(fd), offset, bytes(data)))
 
-    def copy_range(self, source_fd: int, target_fd: int, count: int) -> int:
-        with self._lock:
-            offset = os.lseek(target_fd, 0, os.SEEK_CUR)
-            copied = super().copy_range(source_fd, target_fd, count)
-            data = os.pread(target_fd, copied, offset)
-            self.events.append(Wrote(self._node(target_fd), offset, data))
-            return copied
-
     def truncate(self, fd: int, size_bytes: int) -> None:
         with self._lock:
             super().truncate(fd, size_bytes)

@@ -58,13 +58,6 @@ class StepDisk(Disk):
             lambda: Disk.write_at(self, fd, part, offset),
         )
 
-    def copy_range(self, source_fd: int, target_fd: int, count: int) -> int:
-        return self.step(
-            "copy_range",
-            lambda: Disk.copy_range(self, source_fd, target_fd, count),
-            lambda: Disk.copy_range(self, source_fd, target_fd, count // 2),
-        )
-
     def truncate(self, fd: int, size_bytes: int) -> None:
         self.step("truncate", lambda: Disk.truncate(self, fd, size_bytes), _nothing)
 
@@ -102,7 +95,6 @@ def _nothing() -> None:
 _WHEN_ELSE = {
     "write": When.HALFWAY,
     "write_at": When.HALFWAY,
-    "copy_range": When.HALFWAY,
     "sync_data": When.AFTER,
     "sync_filesystem": When.AFTER,
     "sync_folder": When.AFTER,

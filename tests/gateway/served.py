@@ -9,7 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,10 @@ START_S = 30.0
 # after its graceful timeout of 30 s.
 STOP_S = 60.0
 ANSWER_S = 20.0
+ALONE = ("--no-replicator",)
+ACCOMPANIED = ("--replicator",)
+# Off unless a test is about them: all tests come from one address.
+RATES = ("TENANT_REQUESTS", "ADDRESS_REQUESTS", "GUESSES", "ALL_GUESSES")
 
 
 @final
@@ -58,6 +63,23 @@ class Served:
     admin: str = ""
     first: str = ""
     printed: list[str] = field(default_factory=list)
+    _log: list[str] = field(default_factory=list)
+    _more: threading.Condition = field(default_factory=threading.Condition)
+
+    def logged(self, until: Callable[[list[str]], bool] = lambda _lines: True) -> list[str]:
+        """The lines of its log so far, waiting for `until` to be content with them."""
+        with self._more:
+            found = self._more.wait_for(lambda: until(self._log), ANSWER_S)
+            assert found, "not logged:\n" + "".join(self._log[-50:])
+            return list(self._log)
+
+    def drain(self) -> None:
+        """Read what it logs to its end, so that its pipe never fills."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._more:
+                self._log.append(line)
+                self._more.notify_all()
 
     @property
     def port(self) -> int:
@@ -119,33 +141,69 @@ class Served:
 
 
 @contextmanager
-def serving(root: Path, **settings: str) -> Iterator[Served]:
-    """Run the server on a free port; `settings` are SECTION__KEY=value."""
+def serving(
+    root: Path,
+    options: Sequence[str] = ALONE,
+    listener: socket.socket | None = None,
+    /,
+    **settings: str,
+) -> Iterator[Served]:
+    """Run the server on a free port; `settings` are SECTION__KEY=value.
+
+    With ACCOMPANIED the background process runs beside it, as it does for users. A
+    `listener` is handed over as systemd hands sockets to services.
+    """
     environ = {
         **{name: value for name, value in os.environ.items() if "BLOBCASK" not in name},
         "BLOBCASK_STORE__ROOT": str(root),
         "BLOBCASK_GATEWAY__BIND": "127.0.0.1:0",
+        **{f"BLOBCASK_LIMITS__{name}": "0/m" for name in RATES},
         "PYTHONWARNINGS": "error",
         "PYTHONUNBUFFERED": "1",
         **{f"BLOBCASK_{name}": value for name, value in settings.items()},
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "cas", "serve"],
+        [*_given(listener), sys.executable, "-m", "cas", "serve", *options],
         env=environ,
         cwd=CHECKOUT,
         stderr=subprocess.PIPE,
+        pass_fds=() if listener is None else (listener.fileno(),),
         text=True,
     )
+    drain: threading.Thread | None = None
     try:
-        yield _read_start(process, root, environ)
+        served = _read_start(process, root, environ)
+        drain = threading.Thread(target=served.drain, daemon=True)
+        drain.start()
+        yield served
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.communicate(timeout=STOP_S)
+            process.wait(timeout=STOP_S)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.communicate()
+            process.wait()
             raise
+        finally:
+            if drain is not None:
+                drain.join(ANSWER_S)  # its end of file is the end of the last worker
+            assert process.stderr is not None
+            process.stderr.close()
+
+
+def _given(listener: socket.socket | None) -> list[str]:
+    """What runs a command with `listener` as its descriptor 3."""
+    if listener is None:
+        return []
+    return [sys.executable, "-c", _HAND_OVER, str(listener.fileno())]
+
+
+_HAND_OVER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 def _read_start(process: subprocess.Popen[str], root: Path, environ: Mapping[str, str]) -> Served:

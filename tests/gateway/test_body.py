@@ -154,15 +154,15 @@ def test_a_silent_sender_is_given_up(wire: Wire, direct: bool) -> None:
 def test_a_trickling_sender_is_given_up_after_some_patience() -> None:
     pace = Pace()
     for _ in range(int(PATIENCE_S)):
-        pace.received(1, 1.0)
+        pace.moved(1, 1.0)
     with pytest.raises(BodyTooSlow):
-        pace.received(1, 2.0)
+        pace.moved(1, 2.0)
 
 
 def test_a_slow_link_is_not_too_slow() -> None:
     pace = Pace()
     for _ in range(10_000):
-        pace.received(BYTES_PER_S_MIN, 1.0)
+        pace.moved(BYTES_PER_S_MIN, 1.0)
 
 
 def test_the_body_is_invited_when_it_is_wanted_and_not_before(wire: Wire) -> None:

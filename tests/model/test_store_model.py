@@ -337,6 +337,19 @@ class StoreModel(RuleBasedStateMachine):
                 for text, file in self.files.items()
                 if parse_reference(text).tenant_id == tenant and file.shown(self.now_us)
             }
+            stored = [
+                len(file.data)
+                for text, file in self.files.items()
+                if parse_reference(text).tenant_id == tenant
+            ]
+            stored += [
+                len(data)
+                for model in self.uploads.values()
+                if model.tenant == tenant
+                for data in model.slots.values()
+            ]
+            usage = self.store.files(tenant, "ada").usage()
+            assert (usage.files, usage.size_bytes) == (len(stored), sum(stored))
         counted = Counter(file.data for file in self.files.values())
         for model in self.uploads.values():
             counted.update(model.slots.values())

@@ -1,0 +1,320 @@
+"""Deliveries: messages that must reach somebody outside, such as the callback of an upload.
+
+    waiting → done      the receiver took it (2xx)
+            → failed    it said "never again" (410), or was given up after `give_up_after`
+
+A delivery is recorded in the transaction of the change it speaks of (invariant 6), so what
+happened is told even when everything is killed a moment later. The background process sends
+it, and records what came of every attempt. An attempt whose record was lost is made again:
+a receiver may get a message twice, always with the same `delivery_id`, and never not at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, final
+
+import msgspec
+
+from cas.catalog import Catalog, Key, Snapshot, Transaction
+from cas.clock import DAY_US, HOUR_US, SECOND_US
+from cas.errors import NotFound
+from cas.files import PAGE_MAX, Page
+from cas.identifiers import first_id, new_id
+from cas.records import DONE, FAILED, WAITING, Delivery
+from cas.references import check_segment
+
+CALLBACK: Final = "callback"
+
+# How long to wait after the first, second, … failed attempt; after more, as after the last.
+# Most failures are a restart, over in seconds; the others are an outage, over in hours.
+DELAYS_US: Final = tuple(
+    seconds * SECOND_US for seconds in (5, 30, 120, 600, 1800, 3600, 2 * 3600, 4 * 3600, 6 * 3600)
+)
+JITTER: Final = 0.2  # of a delay, up or down: what failed together need not come back together
+# A receiver may ask for a later attempt, within reason.
+RETRY_AFTER_US_MAX: Final = 6 * HOUR_US
+KEPT_US: Final = 30 * DAY_US  # what is decided stays in the listings for so long
+
+_NEVER_AGAIN: Final = 410  # "Gone": how a receiver ends what it no longer wants
+_RETRY_AFTER_STATUS: Final = (429, 503)
+_ERROR_CHARS_MAX: Final = 300
+_PAGE: Final = 200  # records read at a time: one of 1,000 files has a payload of 300 KB
+_BATCH: Final = 500  # records a transaction: a few ms of the writer lock
+_ACTOR: Final = "deliveries"
+
+_encode = msgspec.json.Encoder().encode
+
+
+def enqueue(
+    txn: Transaction,
+    tenant_id: str,
+    kind: str,
+    subject: str,
+    target: str,
+    payload: dict[str, Any],
+) -> Delivery:
+    """Record a message inside the transaction of what it speaks of; due at once.
+
+    `subject` is what it speaks of (an upload's identifier), `target` a URL. The payload is
+    stored as the JSON that is sent: every attempt sends the same bytes.
+    """
+    delivery = Delivery(
+        delivery_id=new_id(txn.now_us),
+        tenant_id=tenant_id,
+        kind=kind,
+        subject=subject,
+        target=target,
+        payload=_encode(payload),
+        status=WAITING,
+        created_at=txn.now_us,
+        next_attempt_at=txn.now_us,
+    )
+    txn.insert(delivery)
+    return delivery
+
+
+@final
+class Deliveries:
+    """The deliveries of one tenant. Made by `Store.deliveries`; safe for threads."""
+
+    def __init__(self, catalog: Catalog, *, tenant_id: str, actor: str, request_id: str) -> None:
+        self._catalog = catalog
+        self._tenant_id = check_segment(tenant_id, "tenant")
+        self._actor = actor
+        self._request_id = request_id
+
+    def list(
+        self,
+        *,
+        status: str | None = None,
+        subject: str | None = None,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> Page[Delivery]:
+        """A page of deliveries, newest first; of one `status`, or of one `subject`."""
+        limit = max(1, min(limit, PAGE_MAX))
+        index, prefix = "tenant", (self._tenant_id,)
+        if status is not None:
+            index, prefix = "status", (self._tenant_id, status)  # type: ignore[assignment]
+        elif subject is not None:
+            index, prefix = "subject", (self._tenant_id, subject)  # type: ignore[assignment]
+        before = () if cursor is None else (cursor,)
+        with self._catalog.read() as snapshot:
+            found = snapshot.range(
+                Delivery, index, prefix, before=before, limit=limit + 1, reverse=True
+            )
+        more = len(found) > limit
+        found = found[:limit]
+        return Page(found, found[-1].delivery_id if more else None)
+
+    def get(self, delivery_id: str) -> Delivery:
+        """One delivery; raises NotFound, also for another tenant's."""
+        with self._catalog.read() as snapshot:
+            return self._own(snapshot, delivery_id)
+
+    def resend(self, delivery_id: str) -> Delivery:
+        """Have it sent at once, whatever became of it, with all its attempts before it.
+
+        The receiver sees the same `delivery_id`. Durable on return; raises NotFound.
+        """
+
+        def change(txn: Transaction) -> Delivery:
+            delivery = msgspec.structs.replace(
+                self._own(txn, delivery_id),
+                status=WAITING,
+                next_attempt_at=txn.now_us,
+                attempts=0,
+                done_at=None,
+            )
+            txn.replace(delivery)
+            return delivery
+
+        return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
+
+    def _own(self, snapshot: Snapshot, delivery_id: str) -> Delivery:
+        delivery = snapshot.get(Delivery, delivery_id)
+        if delivery is None or delivery.tenant_id != self._tenant_id:
+            raise NotFound("delivery", delivery_id)
+        return delivery
+
+
+# --- for the process that sends them
+
+
+@final
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of one attempt.
+
+    `status` is that of the HTTP answer, None when none came; `error` says in words what was
+    wrong, for the tenant to read, "" when nothing was. `retry_after_us` is what the receiver
+    asked for. `hopeless` tells that no later attempt can end otherwise.
+    """
+
+    status: int | None
+    error: str = ""
+    retry_after_us: int | None = None
+    hopeless: bool = False
+
+    @property
+    def taken(self) -> bool:
+        """Whether the receiver has the message."""
+        return self.status is not None and 200 <= self.status < 300 and not self.error
+
+    @property
+    def final(self) -> bool:
+        """Whether it is pointless, or unwanted, to try again."""
+        return self.hopeless or self.status == _NEVER_AGAIN
+
+
+def due(snapshot: Snapshot, now_us: int, limit: int, *, after: Key = ()) -> list[Delivery]:
+    """Up to `limit` deliveries to be sent at `now_us`, longest due first.
+
+    `after` continues where an earlier call ended: (next_attempt_at, delivery_id).
+    """
+    return snapshot.range(Delivery, "due", after=after, before=(now_us + 1,), limit=limit)
+
+
+def record_attempt(
+    catalog: Catalog,
+    delivery_id: str,
+    outcome: Outcome,
+    *,
+    give_up_after_us: int,
+    jitter: float,
+) -> Delivery | None:
+    """Write down what came of an attempt, and when the next one is; durable on return.
+
+    `jitter` is a number from -1 to 1. None: the delivery is decided, or gone, meanwhile.
+    """
+
+    def change(txn: Transaction) -> Delivery | None:
+        delivery = txn.get(Delivery, delivery_id)
+        if delivery is None or delivery.status != WAITING:
+            return None
+        delivery = after_attempt(
+            delivery, outcome, txn.now_us, give_up_after_us=give_up_after_us, jitter=jitter
+        )
+        txn.replace(delivery)
+        return delivery
+
+    return catalog.write(change, actor=_ACTOR)
+
+
+def after_attempt(
+    delivery: Delivery, outcome: Outcome, now_us: int, *, give_up_after_us: int, jitter: float
+) -> Delivery:
+    """The delivery after an attempt at `now_us`; `jitter` is a number from -1 to 1.
+
+    It is given up when its patience is spent. That is counted in the delays, not by the
+    clock: a store that was down for a week has not tried for a week.
+    """
+    attempts = delivery.attempts + 1
+    delay_us = _delay_us(attempts)
+    status, next_attempt_at, done_at = WAITING, None, None
+    if outcome.taken:
+        status, done_at = DONE, now_us
+    elif outcome.final or sum(map(_delay_us, range(1, attempts + 1))) > give_up_after_us:
+        status, done_at = FAILED, now_us
+    else:
+        delay_us += int(delay_us * JITTER * jitter)
+        if outcome.status in _RETRY_AFTER_STATUS and outcome.retry_after_us is not None:
+            delay_us = max(delay_us, min(outcome.retry_after_us, RETRY_AFTER_US_MAX))
+        next_attempt_at = now_us + delay_us
+    return msgspec.structs.replace(
+        delivery,
+        status=status,
+        next_attempt_at=next_attempt_at,
+        attempts=attempts,
+        last_attempt_at=now_us,
+        last_status=outcome.status,
+        last_error=outcome.error[:_ERROR_CHARS_MAX],
+        done_at=done_at,
+    )
+
+
+def _delay_us(attempts: int) -> int:
+    return DELAYS_US[min(attempts, len(DELAYS_US)) - 1]
+
+
+# --- what is owed, and what is over
+
+
+@final
+class Backlog(msgspec.Struct, frozen=True):
+    """What is still to be sent, and what never will be. `oldest_us` is the age of the oldest
+    that waits, since it was recorded; 0 when nothing waits."""
+
+    waiting: int
+    failed: int
+    oldest_us: int
+
+
+def backlog(snapshot: Snapshot, now_us: int) -> Backlog:
+    """Count what waits and what failed, of all tenants; costs as much as there is of both."""
+    waiting, oldest_at, after = 0, now_us, ()
+    while page := snapshot.range(Delivery, "due", after=after, limit=_PAGE):
+        waiting += len(page)
+        oldest_at = min(oldest_at, *(delivery.created_at for delivery in page))
+        after = (page[-1].next_attempt_at or 0, page[-1].delivery_id)  # type: ignore[assignment]
+    failed = sum(_failed_of(snapshot, tenant_id) for tenant_id in tenants(snapshot))
+    return Backlog(waiting, failed, now_us - oldest_at)
+
+
+def tenants(snapshot: Snapshot) -> list[str]:
+    """The tenants that have deliveries, in order; costs one look each."""
+    found: list[str] = []
+    after: Key = ()
+    while page := snapshot.range(Delivery, "tenant", after=after, limit=1):
+        found.append(page[0].tenant_id)
+        after = (page[0].tenant_id,)
+    return found
+
+
+def _failed_of(snapshot: Snapshot, tenant_id: str) -> int:
+    count, after = 0, ()
+    prefix = (tenant_id, FAILED)
+    while page := snapshot.range(Delivery, "status", prefix, after=after, limit=_PAGE):
+        count += len(page)
+        after = (page[-1].delivery_id,)  # type: ignore[assignment]
+    return count
+
+
+def plan_forgetting(snapshot: Snapshot, now_us: int, limit: int = 1000) -> list[str]:
+    """Deliveries that were recorded and decided over KEPT_US ago, oldest first."""
+    old = (first_id(max(now_us - KEPT_US, 0)),)
+    found: list[str] = []
+    after: Key = ()
+    while len(found) < limit:
+        page = snapshot.range(Delivery, "", after=after, before=old, limit=limit)
+        found += [delivery.delivery_id for delivery in page if _is_over(delivery, now_us)]
+        if len(page) < limit:
+            break
+        after = (page[-1].delivery_id,)
+    return found[:limit]
+
+
+def forget(catalog: Catalog, delivery_ids: list[str], now_us: int) -> int:
+    """Remove what the plan names and is still over; safe to stop anywhere and to repeat."""
+    return sum(
+        _forget(catalog, delivery_ids[start : start + _BATCH], now_us)
+        for start in range(0, len(delivery_ids), _BATCH)
+    )
+
+
+def _forget(catalog: Catalog, delivery_ids: list[str], now_us: int) -> int:
+    def change(txn: Transaction) -> int:
+        over = [
+            delivery
+            for delivery_id in delivery_ids
+            if (delivery := txn.get(Delivery, delivery_id)) and _is_over(delivery, now_us)
+        ]
+        for delivery in over:
+            txn.delete(delivery)
+        return len(over)
+
+    return catalog.write(change, actor=_ACTOR)
+
+
+def _is_over(delivery: Delivery, now_us: int) -> bool:
+    # Sent again, or decided, only lately: somebody may still look at it.
+    return delivery.done_at is not None and delivery.done_at <= now_us - KEPT_US

@@ -1,0 +1,273 @@
+"""Limits: what an address, a tenant, a link and everybody together may do in a while.
+
+    requests   of an address: before anything else; of a tenant: once its token is believed
+    bytes      of an address, a tenant, a link: a body of known length is paid for before it
+               is invited, and what did not come is given back; one of unknown length is paid
+               for while it comes, and ends where the limit is reached
+    guesses    unknown upload tokens and bad signatures: see `Guesses`
+
+`/healthz`, `/readyz` and `/metrics` are for those who watch the server, above all when it
+refuses others: nothing is counted there. Tokens of the API that are not valid are no guesses:
+what signs them has 256 bits, and a program whose token has expired must not close the upload
+pages of everybody at its address.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, final
+
+import falcon
+from limits import RateLimitItemPerSecond
+from limits.strategies import SlidingWindowCounterRateLimiter
+
+from cas.clock import SECOND_US
+from cas.config import LimitSettings, Settings
+from cas.errors import NotFound, TooLarge
+from cas.records import PendingUpload
+from gateway.addresses import Address, client_address
+from gateway.body import RequestBody
+from gateway.counters import Counters
+from gateway.errors import BadSignature, TooManyRequests
+
+log = logging.getLogger("blobcask.gateway")
+
+EXEMPT_PATHS: Final = frozenset(("/healthz", "/readyz", "/metrics"))
+# A household or a rented machine has a whole IPv6 network of this size to choose from.
+IPV6_NETWORK_BITS: Final = 64
+# A body of unknown length is paid for in pieces of this size.
+STEP_BYTES: Final = 1 << 20
+_NO_LIMIT: Final = 1 << 62
+_EVERYBODY: Final = ""
+
+
+def network_of(address: Address | None) -> str:
+    """For whom an address counts. Those whom nobody names (a Unix socket without
+    X-Forwarded-For) are one."""
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((int(address), IPV6_NETWORK_BITS), strict=False))
+    return str(address or "")
+
+
+@final
+class Limit:
+    """At most `amount` of something in each period, by whoever it is counted for.
+
+    An amount of 0 is no limit: nothing is refused, and nothing counted.
+    """
+
+    def __init__(
+        self, counters: Counters, whose: str, what: str, amount: int, period_us: int
+    ) -> None:
+        self.amount = amount
+        self._what = what
+        self._counters = counters
+        self._strategy = SlidingWindowCounterRateLimiter(counters)
+        self._item = RateLimitItemPerSecond(amount, max(1, period_us // SECOND_US), whose)
+
+    def take(self, who: str, cost: int = 1) -> None:
+        """Count so many; raises TooManyRequests, and counts nothing, beyond the limit."""
+        if self.amount and not self._strategy.hit(self._item, self._what, who, cost=cost):
+            raise self.refusal(who, cost)
+
+    def charge(self, who: str, amount: int) -> None:
+        """Count so many, whatever the limit; a negative amount is given back."""
+        if self.amount and amount:
+            self._counters.charge(self._key(who), self._item.get_expiry(), amount)
+
+    def count(self, who: str) -> int:
+        """How many count now."""
+        return self._counters.count(self._key(who), self._item.get_expiry())
+
+    def refusal(self, who: str, cost: int = 1) -> TooManyRequests:
+        """With the time after which so many would be let pass, if nobody took them before."""
+        key, period_s = self._key(who), self._item.get_expiry()
+        wait_us = self._counters.wait_us(key, self.amount, period_s, cost)
+        return TooManyRequests(self._what, -(-wait_us // SECOND_US))
+
+    def _key(self, who: str) -> str:
+        return self._item.key_for(self._what, who)
+
+
+@final
+class Guesses:
+    """The attempts to find what one was not given.
+
+    An address over its own limit is refused before anything is looked up, so that its
+    further guesses say nothing. When all addresses together are over theirs, those that
+    have guessed lately are refused so, too, and nobody else: who only ever comes with the
+    link that he was given goes on, and who shares guessing out over many addresses has one
+    guess for each.
+    """
+
+    def __init__(self, counters: Counters, settings: LimitSettings) -> None:
+        each, everybody = settings.guesses, settings.all_guesses
+        self._on = bool(each or everybody)
+        # Counted without a limit of its own, too: who has guessed is asked for below.
+        self._each = Limit(counters, "address", "guesses", each.count or _NO_LIMIT, each.period_us)
+        self._all = Limit(counters, "everybody", "guesses", everybody.count, everybody.period_us)
+
+    def refuse(self, who: str) -> None:
+        """Before anything is looked up; raises TooManyRequests."""
+        if not self._on or not (guessed := self._each.count(who)):
+            return
+        if guessed >= self._each.amount:
+            raise self._each.refusal(who)
+        if self._all.amount and self._all.count(_EVERYBODY) >= self._all.amount:
+            raise self._all.refusal(_EVERYBODY)
+
+    def note(self, who: str) -> None:
+        """One was wrong; raises TooManyRequests when it should not have been tried."""
+        if self._on:
+            self._each.take(who)
+            self._all.take(_EVERYBODY)
+
+
+@final
+class Tally:
+    """The bytes of one request's body, and who pays for them."""
+
+    def __init__(self, promised_bytes: int | None) -> None:
+        self._promised_bytes = promised_bytes
+        self._received_bytes = 0
+        self._paid_bytes: dict[tuple[Limit, str], int] = {}
+
+    def bill(self, limit: Limit, who: str) -> None:
+        """Have `who` pay; raises TooManyRequests, or TooLarge for what is never let pass."""
+        if not limit.amount or (limit, who) in self._paid_bytes:
+            return
+        cost = 1 if self._promised_bytes is None else self._promised_bytes
+        if cost > limit.amount:
+            raise TooLarge(limit.amount)
+        limit.take(who, cost)
+        self._paid_bytes[limit, who] = cost
+
+    def received(self, count: int) -> None:
+        """So much has come; raises TooManyRequests when it was not paid for and cannot be."""
+        self._received_bytes += count
+        if self._promised_bytes is None:
+            for (limit, who), paid_bytes in self._paid_bytes.items():
+                owed_bytes = self._received_bytes - paid_bytes
+                if owed_bytes >= STEP_BYTES:
+                    limit.take(who, owed_bytes)
+                    self._paid_bytes[limit, who] = self._received_bytes
+
+    def settle(self) -> None:
+        """Nothing more will come: what was paid too much is given back."""
+        for (limit, who), paid_bytes in self._paid_bytes.items():
+            limit.charge(who, self._received_bytes - paid_bytes)
+        self._paid_bytes.clear()
+
+
+@final
+class Limits:
+    """Middleware, and what the way to the store asks. Safe for threads.
+
+    An address that is not told counts as one with all others of its kind; so do all who
+    come through a proxy that `[gateway] trusted_proxies` does not name.
+    """
+
+    def __init__(self, settings: Settings, counters: Counters) -> None:
+        limits = settings.limits
+
+        def requests(whose: str) -> Limit:
+            rate = getattr(limits, f"{whose}_requests")
+            return Limit(counters, whose, "requests", rate.count, rate.period_us)
+
+        def body_bytes(whose: str) -> Limit:
+            rate = getattr(limits, f"{whose}_bytes")
+            return Limit(counters, whose, "bytes", rate.size_bytes, rate.period_us)
+
+        self._proxies = settings.gateway.trusted_proxies
+        self._address_requests = requests("address")
+        self._tenant_requests = requests("tenant")
+        self._address_bytes = body_bytes("address")
+        self._tenant_bytes = body_bytes("tenant")
+        self._link_bytes = body_bytes("link")
+        self._guesses = Guesses(counters, limits)
+        self._warned = False
+
+    # --- middleware
+
+    def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
+        address = client_address(req.env, self._proxies)
+        network = network_of(address)
+        req.context.address, req.context.network = str(address or ""), network
+        if req.path in EXEMPT_PATHS:
+            return
+        try:
+            self._address_requests.take(network)
+        except TooManyRequests:
+            self._warn_of_proxy(req, str(address))
+            raise
+        req.context.tally = tally = _tally(req)
+        tally.bill(self._address_bytes, network)
+
+    def process_response(
+        self, req: falcon.Request, _resp: falcon.Response, _resource: object, _ok: bool
+    ) -> None:
+        if "tally" in req.context:
+            req.context.tally.settle()
+
+    def _warn_of_proxy(self, req: falcon.Request, address: str) -> None:
+        """Once: an address that speaks for others may be a proxy that nobody named."""
+        if self._warned or address != req.remote_addr or not req.get_header("X-Forwarded-For"):
+            return
+        self._warned = True
+        log.warning(
+            "%s reached a limit and sends X-Forwarded-For; if it is your proxy, name it in "
+            "[gateway] trusted_proxies: all who come through it count as one address",
+            address,
+        )
+
+    # --- on the way to the store
+
+    def tenant(self, req: falcon.Request, tenant_id: str) -> None:
+        """A token of this tenant was believed; raises TooManyRequests, TooLarge."""
+        if req.context.get("limited_tenant") != tenant_id:
+            req.context.limited_tenant = tenant_id
+            self._tenant_requests.take(tenant_id)
+            self._bill(req, self._tenant_bytes, tenant_id)
+
+    def link(self, req: falcon.Request, upload: PendingUpload) -> None:
+        """The link of this upload was opened; raises TooManyRequests, TooLarge."""
+        self._bill(req, self._link_bytes, upload.upload_id)
+        self._bill(req, self._tenant_bytes, upload.tenant_id)
+
+    @contextmanager
+    def looking_up(self, req: falcon.Request) -> Iterator[None]:
+        """Around a search for what a token opens. A NotFound or BadSignature in it counts as
+        a guess; raises TooManyRequests before it, or in their place."""
+        self._guesses.refuse(req.context.network)
+        with self.verifying(req):
+            yield
+
+    @contextmanager
+    def verifying(self, req: falcon.Request) -> Iterator[None]:
+        """The same around what tells nothing without a good signature: a good one passes,
+        however often others of its address were wrong."""
+        try:
+            yield
+        except (NotFound, BadSignature):
+            self._guesses.note(req.context.network)
+            raise
+
+    def _bill(self, req: falcon.Request, limit: Limit, who: str) -> None:
+        if "tally" in req.context:
+            req.context.tally.bill(limit, who)
+
+
+def _tally(req: falcon.Request) -> Tally:
+    """For the body of this request; it is told what comes by the body itself."""
+    body = req.env["wsgi.input"]
+    if isinstance(body, RequestBody):
+        tally = Tally(body.length_bytes)
+        body.on_received = tally.received
+        return tally
+    # Another server's: what is promised is taken for received.
+    tally = Tally(req.content_length or 0)
+    tally.received(req.content_length or 0)
+    return tally

@@ -1,0 +1,371 @@
+"""The log: one line on stderr for each request and for whatever went wrong.
+
+    {"at": "2026-02-03T04:05:06.789012Z", "level": "info", "event": "request", "pid": 77,
+     "request_id": …, "method": "GET", "route": "/u/{token}", "link": "3fa9c2d1",
+     "status": 200, "bytes_in": 0, "bytes_out": 5120, "duration_ms": 3.1, …}
+
+What opens something is never written: neither paths nor queries are, but the route's
+template and those of its fields that are no secret. An upload link shows as a keyed hash of
+its token, by which its lines can be found together. Whatever text others put into a message
+is searched for such things too (`redacted`).
+
+A request never waits for whoever reads the log: lines go through a bounded queue and a
+thread of their own, and those that find it full are counted and dropped. A line is at most
+LINE_BYTES_MAX long, so that lines of several processes never mix in one pipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import queue
+import re
+import select
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Final, final
+
+import falcon
+from gunicorn.glogging import Logger
+
+from cas.config import LogSettings
+
+LINE_BYTES_MAX: Final = select.PIPE_BUF  # 4,096 on Linux: the longest write that is never split
+LINES_WAITING_MAX: Final = 10_000
+CLOSE_S: Final = 2.0  # what a stopping process waits for its last lines to be taken
+_TEXT_CHARS_MAX: Final = 400  # of any one field that a client chose
+_TRACE_CHARS_MAX: Final = 2_400
+# (field, trace) characters, tried in turn: one character may be six in JSON.
+_LIMITS: Final = ((_TEXT_CHARS_MAX, _TRACE_CHARS_MAX), (100, 900), (20, 100))
+_REQUEST: Final = "blobcask.request"  # where the WSGI environment holds the Falcon request
+
+_requests = logging.getLogger("blobcask.requests")
+_current = threading.local()  # `.req`: the request that this thread answers
+
+# Fields of routes that open nothing by themselves.
+_OPEN_FIELDS: Final = ("file_id", "index", "name", "rest")
+_SECRETS: Final = (
+    (re.compile(r"(/u/|/uploads/)[^/\s\"'?#]+"), r"\1…"),
+    (re.compile(r"((?:signature|token|secret|password)=)[^&\s\"']+", re.IGNORECASE), r"\1…"),
+    (re.compile(r"(bearer\s+)[^\s\"',]+", re.IGNORECASE), r"\1…"),
+    (re.compile(r"(authorization\W+)[^\s\"',]+(\s+[^\s\"',]+)?", re.IGNORECASE), r"\1…"),
+    (re.compile(r"eyJ[\w-]{5,}(\.[\w-]+)*"), "…"),
+)
+
+
+def redacted(text: str) -> str:
+    """`text` without what opens something: tokens, signatures, bearers.
+
+    Knows them by how they are written, and those of the request at hand by their value.
+    """
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    for secret in _secrets_at_hand():
+        text = text.replace(secret, "…")
+    return text
+
+
+def _secrets_at_hand() -> list[str]:
+    req = getattr(_current, "req", None)
+    if req is None:
+        return []
+    found = [
+        req.context.get("fields", {}).get("token"),
+        req.params.get("signature"),
+        (req.get_header("Authorization") or "").rpartition(" ")[2],
+    ]
+    return [secret for secret in found if isinstance(secret, str) and len(secret) >= 4]
+
+
+def about(*, tenant: str, actor: str) -> None:
+    """Say for whom this thread's request acts; the log line of the request will tell."""
+    req = getattr(_current, "req", None)
+    if req is not None:
+        req.context.tenant, req.context.actor = tenant, actor
+
+
+# --- requests
+
+
+@final
+class Observed:
+    """Middleware: remembers, for its log line, which request a thread is answering."""
+
+    def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
+        req.env[_REQUEST] = _current.req = req
+
+    def process_resource(
+        self, req: falcon.Request, _resp: falcon.Response, _resource: object, params: dict[str, Any]
+    ) -> None:
+        req.context.fields = dict(params)
+
+
+@final
+class Answered:
+    """One request that was answered, as far as the server knows; made when it is over."""
+
+    def __init__(self, environ: dict[str, Any], resp: Any, duration_s: float) -> None:
+        # Taken out: the request and its environment hold each other, and both the body.
+        self.req: falcon.Request | None = environ.pop(_REQUEST, None)
+        self.method: str = environ.get("REQUEST_METHOD", "-")
+        self.duration_s = duration_s
+        self.status: int = getattr(resp, "status_code", None) or 0 if resp is not None else 0
+        # gunicorn ends a request that cannot be sent to its end by an exception.
+        self.cut_short = sys.exc_info()[0] is not None
+        self.bytes_in: int = getattr(environ.get("wsgi.input"), "received_bytes", 0)
+        self.bytes_out = 0 if resp is None else self._sent(resp)
+
+    @property
+    def route(self) -> str:
+        """The template of the route; "none" where no route was met."""
+        return (self.req.uri_template if self.req else None) or "none"
+
+    def _sent(self, resp: Any) -> int:
+        """Body bytes of the answer; gunicorn does not count what sendfile(2) sent."""
+        if self.cut_short or self.method == "HEAD" or self.status in (204, 304):
+            return int(resp.sent)
+        return int(resp.sent or resp.response_length or 0)
+
+
+@final
+class RequestLog:
+    """Writes the line of each request that the settings want to see."""
+
+    def __init__(self, settings: LogSettings, secret: bytes) -> None:
+        """`secret` is what the hashes of tokens are keyed with."""
+        self._wanted = settings.requests
+        self._secret = secret[: hashlib.blake2s.MAX_KEY_SIZE]
+
+    def write(self, answered: Answered) -> None:
+        """Log one request, and end its being the one at hand."""
+        failed = answered.status >= 500 or not answered.status
+        if self._wanted == "all" or (failed and self._wanted == "errors"):
+            level = logging.ERROR if failed else logging.INFO
+            _requests.log(level, "request", extra={"facts": self._facts(answered)})
+        _current.req = None
+
+    def _facts(self, answered: Answered) -> dict[str, Any]:
+        facts: dict[str, Any] = {"method": answered.method, "route": answered.route}
+        if answered.req is not None:
+            facts |= self._of_request(answered.req)
+        facts |= {
+            "status": answered.status,
+            "bytes_in": answered.bytes_in,
+            "bytes_out": answered.bytes_out,
+            "duration_ms": round(answered.duration_s * 1000, 2),
+        }
+        if answered.cut_short:
+            facts["cut_short"] = True
+        return facts
+
+    def _of_request(self, req: falcon.Request) -> dict[str, Any]:
+        context = req.context
+        fields: Mapping[str, Any] = context.get("fields") or {}
+        facts = {name: fields[name] for name in _OPEN_FIELDS if name in fields}
+        if "token" in fields:
+            facts["link"] = self._hashed(fields["token"])
+        names = ("tenant", "actor", "code")
+        facts |= {name: context[name] for name in names if name in context}
+        facts["address"] = context.get("address") or req.remote_addr
+        return facts
+
+    def _hashed(self, token: str) -> str:
+        return hashlib.blake2s(token.encode(), key=self._secret, digest_size=4).hexdigest()
+
+
+# --- lines
+
+
+class _Form(logging.Formatter):
+    """What both forms of a line have in common: the facts of a record, without secrets."""
+
+    def facts(self, record: logging.LogRecord) -> dict[str, Any]:
+        req = getattr(_current, "req", None)
+        facts: dict[str, Any] = {
+            "at": datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "level": record.levelname.lower(),
+            "pid": record.process,
+        }
+        if req is not None and "request_id" in req.context:
+            facts["request_id"] = req.context.request_id
+        given = getattr(record, "facts", None)
+        if given is not None:
+            return {**facts, "event": record.getMessage(), **given}
+        facts |= {"event": "message", "logger": record.name}
+        facts["message"] = redacted(record.getMessage())
+        if record.exc_info and record.exc_info[1] is not None:
+            facts["error"] = type(record.exc_info[1]).__name__
+            facts["trace"] = _middle_cut(redacted(_trace(record.exc_info[1])), _TRACE_CHARS_MAX)
+        return facts
+
+
+@final
+class JsonForm(_Form):
+    """One JSON document a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = self.facts(record)
+        # ASCII: what a client sent cannot steer the terminal of whoever reads.
+        for chars_max, trace_max in _LIMITS:
+            line = json.dumps(_shortened(facts, chars_max, trace_max))
+            if len(line) < LINE_BYTES_MAX:
+                return line
+        return json.dumps({name: facts[name] for name in ("at", "level", "pid", "event")})
+
+
+@final
+class TextForm(_Form):
+    """A line for people; a trace follows on lines of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = _shortened(self.facts(record), _TEXT_CHARS_MAX)
+        at, level, pid = facts.pop("at"), facts.pop("level"), facts.pop("pid")
+        trace = facts.pop("trace", "")
+        event = facts.pop("event")
+        told = facts.pop("message", event)
+        facts.pop("logger", None)
+        rest = " ".join(f"{name}={_plain(value)}" for name, value in facts.items())
+        line = f"{at} {level.upper():7} [{pid}] {_plain(told)} {rest}".rstrip()
+        if trace:
+            line += "".join(f"\n    {_plain(part)}" for part in trace.splitlines())
+        return line
+
+
+def _plain(value: object) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+
+
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def _middle_cut(text: str, chars_max: int) -> str:
+    """`text` with its middle left out when it is long: a trace tells most at its ends."""
+    if len(text) <= chars_max:
+        return text
+    head = chars_max // 4
+    return f"{text[:head]}\n…\n{text[head - chars_max :]}"
+
+
+def _shortened(facts: dict[str, Any], chars_max: int, trace_max: int = _TRACE_CHARS_MAX) -> Any:
+    return {
+        name: _middle_cut(value, trace_max if name == "trace" else chars_max)
+        if isinstance(value, str)
+        else value
+        for name, value in facts.items()
+    }
+
+
+@final
+class Lines(logging.Handler):
+    """Takes records to a descriptor without ever making their thread wait.
+
+    Until `start` it writes at once, where the descriptor takes it: for the arbiter, which
+    must have no threads when it forks.
+    """
+
+    def __init__(self, fd: int = 2) -> None:
+        super().__init__()
+        self._fd = fd
+        self._waiting: queue.Queue[bytes | None] = queue.Queue(LINES_WAITING_MAX)
+        self._thread: threading.Thread | None = None
+        self.dropped = 0  # lines that nobody will read
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record).encode()[: LINE_BYTES_MAX - 1] + b"\n"
+            if self._thread is not None:
+                self._waiting.put_nowait(line)
+            elif self._takes_more():
+                os.write(self._fd, line)
+            else:
+                self.dropped += 1
+        except (OSError, queue.Full):
+            self.dropped += 1
+        except Exception:  # noqa: BLE001  no log line is worth a request
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        self.dropped += 1
+
+    def start(self) -> None:
+        """Write from a thread of its own from now on. To be called after the fork."""
+        self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let what waits be written, for as long as CLOSE_S; later lines are written at once."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        deadline = time.monotonic() + CLOSE_S
+        try:
+            self._waiting.put(None, timeout=CLOSE_S)
+        except queue.Full:
+            return
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _takes_more(self) -> bool:
+        return bool(select.select((), (self._fd,), (), 0)[1])
+
+    def _write_all(self) -> None:
+        held: bytes | None = b""
+        while held is not None:
+            data, held = self._gathered(held or self._waiting.get())
+            try:
+                while data:
+                    data = data[os.write(self._fd, data) :]
+            except OSError:
+                self.dropped += data.count(b"\n")
+
+    def _gathered(self, first: bytes | None) -> tuple[bytes, bytes | None]:
+        """Lines for one write, which is never split, and the line that comes after them."""
+        data = b""
+        following = first
+        while following is not None and len(data) + len(following) <= LINE_BYTES_MAX:
+            data += following
+            try:
+                following = self._waiting.get_nowait()
+            except queue.Empty:
+                return data, b""
+        return data, following
+
+
+def install(settings: LogSettings) -> Lines:
+    """Send all that this process logs to stderr, in the form that the settings want."""
+    lines = Lines()
+    lines.setFormatter(JsonForm() if settings.format == "json" else TextForm())
+    root = logging.getLogger()
+    root.handlers[:] = [lines]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("blobcask").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    threading.excepthook = _log_thread_error
+    return lines
+
+
+def _log_thread_error(failed: threading.ExceptHookArgs) -> None:
+    if failed.exc_value is not None and not isinstance(failed.exc_value, SystemExit):
+        name = "?" if failed.thread is None else failed.thread.name
+        logging.getLogger("blobcask").error("thread %s ended", name, exc_info=failed.exc_value)
+
+
+@final
+class GunicornLog(Logger):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's messages through the same handler; its access log is `RequestLog`'s work."""
+
+    QUIET: ClassVar[int] = logging.WARNING
+
+    def setup(self, cfg: Any) -> None:
+        self.cfg = cfg
+        self.loglevel = self.QUIET
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
+        self.error_log.setLevel(self.QUIET)
+        self._access_log_enabled = False

@@ -1,0 +1,127 @@
+"""What a person has at hand in these tests: files, a slow line, eyes for what the server has."""
+
+from __future__ import annotations
+
+import hashlib
+import select
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, final
+
+from playwright.sync_api import Page
+
+from tests.gateway.served import Served
+
+ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
+    "--disable-sync"
+).split()
+PHONE: dict[str, Any] = {
+    "viewport": {"width": 390, "height": 844},
+    "is_mobile": True,
+    "has_touch": True,
+}
+PDF = b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\ntrailer\n<<>>\n%%EOF\n"
+LARGE_BYTES = 9_000_000  # more than the page sends in one request that cannot be resumed
+
+
+class OpenPage(Protocol):
+    def __call__(
+        self,
+        url: str,
+        *,
+        beside: Page | None = None,
+        without: str = "",
+        prefix: str = "",
+        **options: Any,
+    ) -> Page: ...
+
+
+def write(folder: Path, name: str, data: bytes) -> str:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_bytes(data)
+    return str(path)
+
+
+def slow_down(page: Page, bytes_per_s: int) -> Callable[[], None]:
+    """What the page sends from now on is slow; call what is answered to end that."""
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+
+    def limit(bytes_per_s: int) -> None:
+        rates = {"downloadThroughput": -1, "uploadThroughput": bytes_per_s}
+        conditions = {"offline": False, "latency": 0, **rates}
+        session.send("Network.emulateNetworkConditions", conditions)
+
+    limit(bytes_per_s)
+    return partial(limit, -1)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def info(served: Served, asked: dict[str, Any]) -> dict[str, Any]:
+    return served.ask("GET", f"/api/v1/uploads/{asked['upload_token']}/info").form
+
+
+def stored(served: Served, asked: dict[str, Any]) -> dict[str, str]:
+    """The digests of the filled slots by filename."""
+    return {file["filename"]: file["checksum_sha256"] for file in info(served, asked)["files"]}
+
+
+@final
+class Wire:
+    """A way to the server that can be cut, and can lose an answer."""
+
+    def __init__(self, port: int) -> None:
+        self._server = ("127.0.0.1", port)
+        self._lose = b""
+        self._near = ("127.0.0.1", 0)
+        self._open: set[socket.socket] = set()
+        self.mend()
+        self.address = f"http://127.0.0.1:{self._near[1]}"
+
+    def lose_answer_to(self, method: str) -> None:
+        """The next request of this method arrives, and its connection ends."""
+        self._lose = method.encode() + b" "
+
+    def cut(self) -> None:
+        for sock in (self._listener, *self._open):
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def mend(self) -> None:
+        self._listener = socket.create_server(self._near)
+        self._near = self._listener.getsockname()
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+
+    def _carry(self, near: socket.socket) -> None:
+        with near, socket.create_connection(self._server) as far:
+            self._open |= {near, far}
+            with suppress(OSError):
+                self._exchange(near, far)
+            self._open -= {near, far}
+
+    def _exchange(self, near: socket.socket, far: socket.socket) -> None:
+        doomed = False
+        while True:
+            for source in select.select([near, far], [], [])[0]:
+                data = source.recv(65536)
+                if source is near and self._lose and data.startswith(self._lose):
+                    doomed, self._lose = True, b""
+                if not data or (doomed and source is far):
+                    return
+                (far if source is near else near).sendall(data)

@@ -1,0 +1,143 @@
+"""Stores of older formats: opened, brought to this one, and refused by older versions."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from cas.blobs import BlobFiles
+from cas.config import Settings, Size, StoreSettings
+from cas.digest import digest_of
+from cas.doctor import examine
+from cas.durable import DISK, Disk
+from cas.errors import BlobcaskError
+from cas.quotas import usage_of
+from cas.records import PENDING, PendingUpload, UploadFile, Usage
+from cas.store import Store
+from tests.audit import assert_well, audit
+from tests.cas.disks import TracedDisk
+from tests.clocks import HandClock
+
+SETTINGS = Settings(store=StoreSettings(min_free=Size(0)))
+# The journal of a store that the last version of format 1 made: two tenants' files, one of
+# them deleted; an upload with two filled slots; one that was completed.
+JOURNAL = Path(__file__).with_name("version_1.log.gz")
+CONTENTS = (b"one", b"three", b"gone", b"slot zero", b"slot two!", b"done")
+USED = {"acme": Usage("acme", 4, 24), "other": Usage("other", 2, 9)}
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    """Some hours after the last frame of the journal; the open upload is open for a year."""
+    return HandClock(1_795_300_000_000_000)
+
+
+def version_1(root: Path) -> Path:
+    """A store of format 1 as it comes from a copy: without an index."""
+    blobs = BlobFiles(root)
+    blobs.create()
+    journal = root / "catalog/journal"
+    journal.mkdir(parents=True)
+    journal.with_name("checkpoints").mkdir()
+    (journal / "1-00000000000000000001.log").write_bytes(gzip.decompress(JOURNAL.read_bytes()))
+    for content in CONTENTS:
+        blobs.path(digest_of(content)).write_bytes(content)
+    (root / "VERSION").write_text("1\n")
+    return root
+
+
+def opened(root: Path, clock: HandClock, disk: Disk = DISK) -> Store:
+    return Store.open(root, SETTINGS, clock=clock, disk=disk)
+
+
+def assert_upgraded(root: Path, clock: HandClock) -> None:
+    with opened(root, clock) as store:
+        assert (root / "VERSION").read_text() == "2\n"
+        with store.catalog.read() as snapshot:
+            assert {tenant: usage_of(snapshot, tenant) for tenant in USED} == USED
+        audit(store)
+
+
+def test_a_store_of_format_1_opens_counted_and_with_all_it_held(
+    memory: Path, clock: HandClock
+) -> None:
+    root = version_1(memory / "store")
+    assert_upgraded(root, clock)
+    with opened(root, clock) as store:
+        assert_well(store)
+        for tenant in USED:
+            for file in store.files(tenant, "ada").list().items:
+                with open(store.open_blob(file.checksum_sha256), "rb") as stream:
+                    assert digest_of(stream.read()) == file.checksum_sha256
+        files = store.files("acme", "ada").list(run="run-1", name="a.txt").items
+        assert [file.workflow_run_id for file in files] == ["run-1"]
+
+
+def test_slots_of_format_1_learn_whose_they_are(memory: Path, clock: HandClock) -> None:
+    with opened(version_1(memory / "store"), clock) as store:
+        with store.catalog.read() as snapshot:
+            slots = snapshot.range(UploadFile, "")
+            (upload,) = snapshot.range(PendingUpload, "status", ("acme", PENDING))
+        assert sorted(slot.tenant_id for slot in slots) == ["acme", "acme", "other"]
+        store.upload_link(upload.upload_token).complete()
+        assert store.files("acme", "ada").usage() == USED["acme"]
+        audit(store)
+
+
+def test_an_upgrade_that_stops_anywhere_is_done_by_the_next_opening(
+    memory: Path, clock: HandClock
+) -> None:
+    whole = TracedDisk()
+    opened(version_1(memory / "whole"), clock, whole).close()
+    for number, step in enumerate(whole.steps):
+        root = version_1(memory / f"{number}-{step}")
+        broken = TracedDisk(fail_at=number, code=errno.EIO)
+        with suppress(OSError, BlobcaskError):
+            opened(root, clock, broken).close()
+        assert broken.failed == step
+        assert_upgraded(root, clock)
+
+
+def test_one_that_stopped_before_the_version_was_written_counts_again(
+    memory: Path, clock: HandClock
+) -> None:
+    """What came in between was counted as it came, and must not be counted twice."""
+    root = version_1(memory / "store")
+    opened(root, clock).close()
+    with opened(root, clock) as store:
+        file = store.files("acme", "ada").put(b"more", name="more")
+    (root / "VERSION").write_text("1\n")
+    with opened(root, clock) as store:
+        assert store.files("acme", "ada").usage() == Usage("acme", 5, 28)
+        assert store.file_by_id(file.file_id) == file
+        audit(store)
+    assert (root / "VERSION").read_text() == "2\n"
+
+
+def test_a_full_disk_opens_and_is_upgraded_later(memory: Path, clock: HandClock) -> None:
+    class FullForVersion(Disk):
+        """Has no room for VERSION."""
+
+        def write_file(self, path: Path, data: bytes, mode: int = 0o644) -> None:
+            if path.name == "VERSION":
+                raise OSError(errno.ENOSPC, "full")
+            super().write_file(path, data, mode)
+
+    root = version_1(memory / "store")
+    with opened(root, clock, FullForVersion()) as store:
+        store.files("acme", "ada").put(b"x", name="x")
+    assert (root / "VERSION").read_text() == "1\n"
+    with opened(root, clock) as store:
+        assert store.files("acme", "ada").usage() == Usage("acme", 5, 25)
+
+
+def test_the_doctor_says_that_an_older_format_is_upgraded(memory: Path, clock: HandClock) -> None:
+    findings = list(examine(version_1(memory / "store"), SETTINGS))
+    assert [finding.what for finding in findings if "format" in finding.what] == [
+        "the format is '1', not 2"
+    ]
+    assert not [finding for finding in findings if finding.wrong]

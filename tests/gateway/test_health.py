@@ -1,0 +1,148 @@
+"""`/readyz`: traffic only where it can be served, and what is wrong is named."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import falcon.testing
+import pytest
+
+from cas.clock import DAY_US
+from cas.config import Settings, StoreSettings
+from cas.durable import Disk
+from cas.errors import CatalogFailed, IndexDamaged, StoreUnready
+from cas.keys import load_keys
+from cas.probe import Probe
+from cas.store import Store
+from gateway.app import create_app
+from tests.clocks import HandClock
+from tests.gateway.served import Served, serving
+
+
+class SwitchedDisk(Disk):
+    """A disk whose syncs a test can make fail, or hang."""
+
+    def __init__(self) -> None:
+        self.fails = False
+        self.goes = threading.Event()
+        self.goes.set()
+
+    def sync_data(self, fd: int) -> None:
+        self.goes.wait()
+        if self.fails:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().sync_data(fd)
+
+
+@pytest.fixture
+def disk() -> SwitchedDisk:
+    return SwitchedDisk()
+
+
+@pytest.fixture
+def store(root: Path, disk: SwitchedDisk, clock: HandClock) -> Iterator[Store]:
+    with Store.open(root, clock=clock, disk=disk) as opened:
+        yield opened
+
+
+def asked(store: Store, settings: Settings | None = None) -> tuple[Any, list[str]]:
+    """What /readyz of an app on this store answers, and how often it wanted to reopen."""
+    reopened: list[str] = []
+    settings = settings or Settings(store=StoreSettings(root=store.root))
+    app = create_app(store, settings, load_keys(settings), lambda: reopened.append("now"))
+    return falcon.testing.TestClient(app).simulate_get("/readyz"), reopened
+
+
+def test_a_server_that_runs_is_ready(served: Served) -> None:
+    answer = served.ask("GET", "/readyz")
+    assert (answer.status, answer.form["status"]) == (200, "ready")
+    assert served.ask("GET", "/healthz").form == {"status": "ok"}
+    assert served.ask("HEAD", "/readyz").status == 200
+
+
+def test_asking_does_not_grow_the_journal(store: Store) -> None:
+    probe = Probe(store, every_s=0)
+    before = store.catalog.position()
+    for _ in range(20):
+        probe.check()
+    assert store.catalog.position() == before
+
+
+def test_a_disk_below_the_watermark_is_not_ready(root: Path) -> None:
+    with serving(root, STORE__MIN_FREE="1000TiB") as server:
+        answer = server.ask("GET", "/readyz")
+        assert (answer.status, answer.code) == (503, "not_ready")
+        assert "min_free" in answer.form["detail"]
+        assert server.ask("GET", "/healthz").status == 200
+
+
+def test_a_disk_that_takes_no_bytes_is_not_ready(store: Store, disk: SwitchedDisk) -> None:
+    probe = Probe(store, every_s=0)
+    probe.check()
+    disk.fails = True
+    with pytest.raises(StoreUnready, match="Input/output error"):
+        probe.check()
+    disk.fails = False
+    probe.check()
+
+
+def test_a_disk_that_hangs_holds_nobody(store: Store, disk: SwitchedDisk) -> None:
+    probe = Probe(store, every_s=0, patience_s=0.05)
+    disk.goes.clear()
+    try:
+        threads = threading.active_count()
+        for _ in range(5):
+            with pytest.raises(StoreUnready, match="has not come back"):
+                probe.check()
+        assert threading.active_count() <= threads + 1  # one asks, whoever waits
+    finally:
+        disk.goes.set()
+
+
+def test_a_catalog_that_stopped_is_told_and_opened_anew(store: Store, disk: SwitchedDisk) -> None:
+    """Though nobody writes: a node that gets no traffic would never heal otherwise."""
+    disk.fails = True
+    with pytest.raises(CatalogFailed):
+        store.uploads("acme", "ada").request(upload_request())
+    disk.fails = False
+    with pytest.raises(CatalogFailed):
+        Probe(store).check()
+    answer, reopened = asked(store)
+    assert (answer.status_code, answer.json["code"]) == (503, "catalog_failed")
+    assert reopened == ["now"]
+
+
+def upload_request() -> Any:
+    from cas.uploads import UploadRequest
+
+    return UploadRequest(name="papers")
+
+
+def test_an_index_that_is_not_trusted_any_more_is_opened_anew(store: Store) -> None:
+    (store.root / "catalog" / "index" / "BOOT").unlink()
+    with pytest.raises(IndexDamaged):
+        Probe(store).check()
+    answer, reopened = asked(store)
+    assert answer.status_code == 503
+    assert reopened == ["now"]
+
+
+def test_a_doubtful_clock_degrades_but_serves(store: Store, clock: HandClock) -> None:
+    answer, _ = asked(store)
+    assert not [what for what in answer.json["degraded"] if "clock" in what]
+    clock.trusted = False
+    clock.advance(400 * DAY_US)
+    answer, _ = asked(store)
+    assert answer.status_code == 200
+    assert [what for what in answer.json["degraded"] if "400 days ahead" in what]
+
+
+def test_a_background_process_that_does_not_run_degrades_but_serves(store: Store) -> None:
+    answer, _ = asked(store)
+    assert answer.status_code == 200
+    assert [what for what in answer.json["degraded"] if "no background process" in what]

@@ -1,0 +1,289 @@
+"""`/metrics`: right across processes, bounded in labels, for those alone who may see it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import falcon.testing
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from cas.catalog import Transaction
+from cas.config import Settings
+from cas.digest import Digest
+from cas.records import Blob, Mark, Record
+from cas.references import parse_reference
+from cas.store import Store
+from cas.vitals import held_by, vitals_of
+from gateway.addresses import client_address
+from gateway.logs import Answered
+from gateway.metrics import Board, Meter
+from tests.clocks import HandClock
+from tests.conftest import CHECKOUT
+from tests.gateway.served import Served, serving
+
+Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
+PATIENCE_S = 10.0
+
+
+def samples(served: Served, **headers: str) -> Samples:
+    answer = served.ask("GET", "/metrics", headers=headers)
+    assert answer.status == 200
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(answer.body.decode())
+        for sample in family.samples
+    }
+
+
+def value(found: Samples, name: str, **labels: str) -> float:
+    return found.get((f"blobcask_{name}", tuple(sorted(labels.items()))), 0.0)
+
+
+def eventually(read: Callable[[], Any], wanted: Any) -> None:
+    """A request is counted when it is over, which its client may know before."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (found := read()) != wanted:
+        assert time.monotonic() < deadline, f"{found} is not {wanted}"
+
+
+def test_every_process_is_counted(served: Served) -> None:
+    labels = {"route": "/healthz", "method": "GET", "status": "2xx"}
+
+    def counted() -> float:
+        return value(samples(served), "requests_total", **labels)
+
+    before = counted()
+    for _ in range(50):  # new connections: both workers get some
+        served.ask("GET", "/healthz")
+    eventually(counted, before + 50)
+    found = samples(served)
+    assert value(found, "workers") == 2
+    assert value(found, "request_seconds_count", route="/healthz") == before + 50
+    assert value(found, "in_flight") >= 1  # this one
+
+
+def test_counts_survive_a_worker_that_is_killed(root: Path) -> None:
+    with serving(root, GATEWAY__WORKERS="1") as server:
+        labels = {"route": "/healthz", "method": "GET", "status": "2xx"}
+        for _ in range(5):
+            server.ask("GET", "/healthz")
+
+        def counted() -> float:
+            return value(samples(server), "requests_total", **labels)
+
+        eventually(counted, 5)
+        (victim,) = workers(server)
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: victim in workers(server), False)
+        server.ask("GET", "/healthz")
+        eventually(counted, 6)
+        found = samples(server)
+        assert value(found, "worker_starts_total") == 2
+        assert value(found, "workers") == 1
+        assert value(found, "in_flight") == 1
+
+
+def workers(served: Served) -> list[int]:
+    """The processes that answer requests; the server may have others."""
+    found = []
+    for pid in served.workers():
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"replicate" not in words:
+            found.append(pid)
+    return found
+
+
+def test_bytes_and_commits_are_counted(root: Path) -> None:
+    with serving(root) as server:
+        data = os.urandom(100_000)
+        for name in ("a", "b"):
+            url = f"/api/v1/storage?name={name}&filename={name}.bin&run={name}"
+            assert server.ask("POST", url, data, token=server.admin).status == 201
+        route = "/api/v1/storage"
+        eventually(
+            lambda: value(samples(server), "request_bytes_total", route=route), 2 * len(data)
+        )
+        found = samples(server)
+        assert value(found, "commit_writes_total") >= 2
+        assert 1 <= value(found, "commit_groups_total") <= value(found, "commit_writes_total")
+        # The same bytes twice: what deduplication saves.
+        assert (value(found, "logical_bytes"), value(found, "logical_files")) == (200_000, 2)
+        assert (value(found, "stored_bytes"), value(found, "stored_blobs")) == (100_000, 1)
+        assert value(found, "stored_estimated") == 0
+        assert value(found, "uploads_pending") == 1  # the first link of a new store
+        assert value(found, "free_bytes") > 0
+        assert value(found, "free_inodes") > 0
+        assert value(found, "journal_seq") > 0
+        assert value(found, "oldest_reader_commits") == 0
+        waiting = {name[1][0][1] for name in found if name[0] == "blobcask_waiting"}
+        assert {"deliveries", "deliveries_failed", "blobs_to_collect", "blobs_missing"} <= waiting
+
+
+def test_no_label_is_a_clients_choice(served: Served) -> None:
+    for path in ("/no/such/thing-1", "/u/abcdefgh", "/api/v1/uploads/zzzzzzzz/info", "/static/x/y"):
+        served.ask("GET", path)
+    served.ask("BREW", "/healthz")
+    answer = served.ask("GET", "/metrics")
+    text = answer.body.decode()
+    for chosen in ("thing-1", "abcdefgh", "zzzzzzzz", "BREW"):
+        assert chosen not in text
+    eventually(
+        lambda: (
+            value(samples(served), "requests_total", route="none", method="GET", status="4xx") >= 1
+        ),
+        True,
+    )
+
+
+def test_the_form_is_what_a_scraper_asks_for(served: Served) -> None:
+    plain = served.ask("GET", "/metrics")
+    assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
+    accepted = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    modern = served.ask("GET", "/metrics", headers=accepted)
+    assert modern.headers["content-type"].startswith("application/openmetrics-text")
+    assert modern.body.endswith(b"# EOF\n")
+
+
+def test_others_are_told_that_there_is_nothing(root: Path) -> None:
+    with serving(
+        root, GATEWAY__METRICS_FROM="10.9.0.0/16", GATEWAY__TRUSTED_PROXIES="127.0.0.1"
+    ) as server:
+        unknown = server.ask("GET", "/no-such-page")
+        refused = server.ask("GET", "/metrics")
+        assert (refused.status, refused.body) == (404, unknown.body)
+        for forwarded, status in (
+            ("10.9.1.1", 200),
+            ("10.8.1.1", 404),
+            ("10.9.1.1, 8.8.8.8", 404),  # what stands before a stranger, the stranger wrote
+            ("8.8.8.8, 10.9.1.1", 200),
+            ("nonsense", 404),
+        ):
+            headers = {"X-Forwarded-For": forwarded}
+            assert server.ask("GET", "/metrics", headers=headers).status == status, forwarded
+
+
+def test_a_proxy_that_nobody_named_does_not_lend_its_address(served: Served) -> None:
+    assert served.ask("GET", "/metrics").status == 200
+    for header in ("X-Forwarded-For", "Forwarded", "Via"):
+        assert served.ask("GET", "/metrics", headers={header: "127.0.0.1"}).status == 404
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("192.0.2.1", "10.0.0.1", "192.0.2.1"),  # a stranger's word
+        ("10.0.0.1", "", "10.0.0.1"),
+        ("10.0.0.1", "192.0.2.9", "192.0.2.9"),
+        ("10.0.0.1", "192.0.2.9, 10.0.0.2", "192.0.2.9"),
+        ("10.0.0.1", "1.1.1.1, 192.0.2.9, 10.0.0.2", "192.0.2.9"),
+        ("10.0.0.1", "bad, 10.0.0.2", "10.0.0.2"),
+        ("::ffff:10.0.0.1", "2001:db8::1", "2001:db8::1"),
+        ("", "192.0.2.9", "192.0.2.9"),  # a Unix socket
+        ("", "", None),
+    ],
+)
+def test_the_client_is_whom_the_last_trusted_proxy_names(
+    peer: str, forwarded: str, client: str | None
+) -> None:
+    environ = {"REMOTE_ADDR": peer, "HTTP_X_FORWARDED_FOR": forwarded}
+    found = client_address(environ, (ip_network("10.0.0.0/8"),))
+    assert found == (None if client is None else ip_address(client))
+
+
+def test_a_successor_counts_on_where_a_worker_ended(root: Path) -> None:
+    """The rows of the board are handed on, so their number and the counts stay right."""
+    board = Board(slots=3)
+    with Store.open(root) as store:
+        for generation in range(1, 6):
+            slots = [board.take(), board.take()]
+            for slot in slots:
+                meter = Meter(board, slot, store)
+                meter.know_routes(["/x"])
+                meter.began()
+                environ = falcon.testing.create_environ("/x")
+                meter.ended(Answered(environ, None, 0.001))
+            assert sum(board.totals()[:3072]) == 2 * generation
+            for slot in slots:
+                board.give_back(slot)
+
+
+def insert_all(records: Sequence[Record], txn: Transaction) -> None:
+    for record in records:
+        txn.insert(record)
+
+
+def test_many_blobs_are_estimated_and_few_are_counted(root: Path) -> None:
+    blobs = [
+        Blob(Digest(hashlib.sha256(b"%d" % n).digest()), n % 100, bytes(32), n, 0, 0)
+        for n in range(12_000)
+    ]
+    size_bytes = sum(blob.size_bytes for blob in blobs)
+    with Store.open(root) as store:
+        assert held_by(store).count == 0
+        store.catalog.write(partial(insert_all, blobs), actor="test")
+        exact = held_by(store, exact_max=20_000)
+        assert (exact.count, exact.size_bytes, exact.estimated) == (12_000, size_bytes, False)
+        estimates = [held_by(store) for _ in range(10)]
+        assert all(estimate.estimated for estimate in estimates)
+        mean = sum(estimate.count for estimate in estimates) / len(estimates)
+        assert abs(mean - 12_000) < 600
+        mean_bytes = sum(estimate.size_bytes for estimate in estimates) / len(estimates)
+        assert abs(mean_bytes - size_bytes) < size_bytes / 15
+
+
+def test_what_waits_is_counted_with_its_age(root: Path, clock: HandClock) -> None:
+    with Store.open(root, Settings(), clock=clock) as store:
+        files = store.files("acme", "ada")
+        stored = files.put(b"bytes", name="a", filename="a.txt")
+        files.delete(parse_reference(stored.storage_ref))
+        assert vitals_of(store).queues["blobs_to_collect"].count == 0
+        clock.advance(25 * 3600 * 1_000_000)
+        queue = vitals_of(store).queues["blobs_to_collect"]
+        assert (queue.count, round(queue.oldest_s)) == (1, 3600)
+
+
+def test_an_old_reader_is_told_and_a_dead_one_lets_go(root: Path) -> None:
+    """A forgotten read transaction keeps every page since, and a killed one its slot."""
+    with Store.open(root) as store:
+        reader = subprocess.Popen(
+            [sys.executable, "-c", _READER, str(root)],
+            cwd=CHECKOUT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "reading\n"
+        for number in range(3):
+            mark = Mark(f"mark-{number}", "")
+            store.catalog.write(partial(insert_all, [mark]), actor="test")
+        assert vitals_of(store).oldest_reader_commits >= 3
+        reader.kill()
+        reader.wait()
+        reader.stdout.close()
+        vitals = vitals_of(store)
+        assert (vitals.dead_readers, vitals.oldest_reader_commits) == (1, 0)
+
+
+_READER = """
+import sys, time
+from pathlib import Path
+from cas.store import Store
+
+with Store.open(Path(sys.argv[1])) as store, store.catalog.read():
+    print("reading", flush=True)
+    time.sleep(60)
+"""

@@ -1,0 +1,204 @@
+"""The API's document: complete, valid, and true of the server that publishes it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from tests.gateway.served import Served, serving
+
+# What every answer is held to, whatever was sent.
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")
+EXAMPLES = 30  # for each operation and mode
+UNLIMITED = {
+    "LIMITS__ADDRESS_REQUESTS": "0/m",
+    "LIMITS__TENANT_REQUESTS": "0/m",
+    "LIMITS__GUESSES": "0/m",
+    "LIMITS__ALL_GUESSES": "0/m",
+    "STORE__MIN_FREE": "0B",
+}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("openapi"), **UNLIMITED) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def api(served: Served) -> Any:
+    return schemathesis.openapi.from_url(f"{served.address}/api/v1/openapi.json")
+
+
+@pytest.fixture(scope="module")
+def things(served: Served) -> dict[str, str]:
+    """One real thing for each kind of path parameter, so that not everything is a 404."""
+    upload = served.request_upload(max_files=3)
+    token = upload["upload_token"]
+    stored = served.ask("POST", "/api/v1/storage?filename=a.txt", b"words", token=served.admin)
+    reference = stored.form["storage_ref"]
+    url = served.ask(
+        "GET", f"/api/v1/storage/{quote(reference, safe='')}/url", token=served.admin
+    ).form["url"]
+    begun = served.ask(
+        "POST",
+        f"/api/v1/uploads/{token}/tus/",
+        headers={"Tus-Resumable": "1.0.0", "Upload-Length": "100"},
+    )
+    return {
+        "token": token,
+        "index": "1",
+        "ref": reference,
+        "partial_id": begun.headers["location"].rpartition("/")[2],
+        "file_id": stored.form["file_id"],
+        "filename": urlsplit(url).path.rpartition("/")[2],
+        **{f"download {key}": value for key, [value] in parse_qs(urlsplit(url).query).items()},
+        **{
+            f"slot {key}": value
+            for key, [value] in parse_qs(urlsplit(upload["presigned_urls"][1]).query).items()
+        },
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_every_answer_is_one_that_the_document_tells_of(
+    api: Any, served: Served, things: dict[str, str], mode: GenerationMode
+) -> None:
+    """Half of the cases ask with wild values, half for things that are there."""
+    headers = {"Authorization": f"Bearer {served.admin}"}
+
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
+    @given(data=st.data())
+    def ask(data: st.DataObject) -> None:
+        case = data.draw(found.as_strategy(generation_mode=mode))
+        if data.draw(st.booleans()):
+            point_at(case, things)
+        case.call_and_validate(headers=headers, checks=CHECKS)
+
+    asked = 0
+    wrong: dict[str, BaseException] = {}
+    for result in api.get_all_operations():
+        found = result.ok()
+        try:
+            ask()
+        except Unsatisfiable:  # it takes nothing that could be wrong
+            continue
+        except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001  told of below, after all were asked
+            wrong[found.label] = error
+        asked += 1
+    assert asked >= 20
+    assert not wrong, "\n\n".join(f"{label}: {told(error)}" for label, error in wrong.items())
+
+
+def told(error: BaseException) -> str:
+    """What went wrong, of all failures in a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return "\n".join(map(told, error.exceptions))
+    return str(error)
+
+
+def point_at(case: Any, things: dict[str, str]) -> None:
+    """Make a case speak of things that are there."""
+    for name in list(case.path_parameters):
+        case.path_parameters[name] = things[name]
+    if "signature" in case.query:
+        kind = "download" if "file_id" in case.path_parameters else "slot"
+        case.query["signature"] = things[f"{kind} signature"]
+        case.query["expires"] = things[f"{kind} expires"]
+
+
+# --- the document itself
+
+
+@pytest.fixture(scope="module")
+def document(served: Served) -> dict[str, Any]:
+    answer = served.ask("GET", "/api/v1/openapi.json")
+    assert answer.headers["content-type"] == "application/json"
+    return answer.form
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in document["paths"].items():
+        for method, found in item.items():
+            if method != "parameters":
+                yield method, path, found
+
+
+def test_every_operation_has_a_name_of_its_own_and_a_summary(document: dict[str, Any]) -> None:
+    found = [operation for _, _, operation in operations(document)]
+    names = [operation["operationId"] for operation in found]
+    assert len(set(names)) == len(names) >= 20
+    assert all(re.fullmatch(r"[A-Z][^\n]{5,90}", operation["summary"]) for operation in found)
+
+
+def test_what_needs_a_token_says_so_and_is_refused_without(
+    document: dict[str, Any], served: Served
+) -> None:
+    guarded = [
+        (method, path) for method, path, found in operations(document) if "security" in found
+    ]
+    assert len(guarded) >= 10
+    for method, path in guarded:
+        answer = served.ask(method.upper(), re.sub(r"{\w+}", "x", path))
+        assert answer.status in (400, 401), (method, path, answer.status)
+        assert answer.status == 401, (method, path)
+
+
+def test_every_reference_in_it_leads_somewhere(document: dict[str, Any]) -> None:
+    names = set(re.findall(r"#/components/schemas/(\w+)", str(document)))
+    assert names == set(document["components"]["schemas"])
+
+
+def test_every_route_of_the_design_is_in_it(document: dict[str, Any]) -> None:
+    wanted = {
+        "post /api/v1/uploads",
+        "get /api/v1/uploads",
+        "get /api/v1/uploads/{token}/info",
+        "put /api/v1/uploads/{token}/files/{index}",
+        "delete /api/v1/uploads/{token}/files/{index}",
+        "post /api/v1/uploads/{token}/complete",
+        "post /api/v1/uploads/{token}/cancel",
+        "post /api/v1/storage",
+        "get /api/v1/storage",
+        "get /api/v1/storage/{ref}",
+        "get /api/v1/storage/{ref}/meta",
+        "get /api/v1/storage/{ref}/url",
+        "delete /api/v1/storage/{ref}",
+        "put /api/v1/storage/{ref}/hold",
+        "delete /api/v1/storage/{ref}/hold",
+        "get /d/{file_id}/{filename}",
+        "get /healthz",
+        "get /readyz",
+        "patch /api/v1/uploads/{token}/tus/{partial_id}",
+    }
+    assert wanted <= {f"{method} {path}" for method, path, _ in operations(document)}

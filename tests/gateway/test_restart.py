@@ -1,0 +1,212 @@
+"""Workers are replaced under load, and no client notices."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+from urllib.parse import quote
+
+import pytest
+
+from tests.gateway.served import ALONE, Served, serving
+
+RELOADS = 3
+PATIENCE_S = 45.0
+RESTED_S_MAX = 1.0  # half of what a stopping worker keeps a connection for; a busy machine rests
+
+
+def serving_pids(served: Served) -> set[int]:
+    """The processes that answer requests; the server may have others."""
+    found = set()
+    for pid in served.workers():
+        try:
+            if b"replicate" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
+        except OSError:
+            continue  # it has ended just now
+    return found
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, what
+
+
+@final
+@dataclass
+class Load:
+    """Clients that store and fetch without a pause, and remember what went wrong."""
+
+    served: Served
+    stop: threading.Event = field(default_factory=threading.Event)
+    failures: list[str] = field(default_factory=list)
+    answered: list[int] = field(default_factory=list)
+    answered_at: dict[int, float] = field(default_factory=dict)
+
+    def ask(
+        self, connection: http.client.HTTPConnection, method: str, url: str, body: bytes | None
+    ) -> bytes:
+        headers = {"Authorization": f"Bearer {self.served.admin}"}
+        rested_s = time.monotonic() - self.answered_at.pop(id(connection), time.monotonic())
+        if rested_s > RESTED_S_MAX:
+            connection.close()  # a server may end a connection that rests
+        connection.request(method, url, body, headers)
+        response = connection.getresponse()
+        data = response.read()
+        if response.status not in (200, 201):
+            raise http.client.HTTPException(f"{response.status} {data!r}")
+        self.answered.append(response.status)
+        self.answered_at[id(connection)] = time.monotonic()
+        return data
+
+    def client(self, number: int, kept_alive: bool) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.served.port, timeout=30)
+        turn = 0
+        while not self.stop.is_set():
+            turn += 1
+            try:
+                self.once(connection, b"%d-%d" % (number, turn))
+            except (OSError, http.client.HTTPException) as error:
+                self.failures.append(f"{kept_alive=}: {error!r}")
+                connection.close()
+            if not kept_alive:
+                connection.close()
+        connection.close()
+
+    def once(self, connection: http.client.HTTPConnection, data: bytes) -> None:
+        made = json.loads(self.ask(connection, "POST", "/api/v1/storage?name=load", data))
+        ref = quote(made["storage_ref"], safe="")
+        if self.ask(connection, "GET", f"/api/v1/storage/{ref}", None) != data:
+            raise http.client.HTTPException("other bytes")
+
+
+@final
+class SlowUpload:
+    """A body whose second half comes when the test wants it."""
+
+    def __init__(self, served: Served) -> None:
+        self._data = os.urandom(200_000)
+        self._connection = served.connect()
+        self._connection.sendall(
+            b"POST /api/v1/storage?name=slow HTTP/1.1\r\nHost: a\r\n"
+            b"Authorization: Bearer %s\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n"
+            % (served.admin.encode(), len(self._data))
+        )
+        # Not before a thread has the request is it in flight.
+        assert self._connection.recv(4096).startswith(b"HTTP/1.1 100")
+        self._connection.sendall(self._data[:100_000])
+
+    def finish(self) -> dict[str, Any]:
+        self._connection.sendall(self._data[100_000:])
+        with self._connection as connection:
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            assert response.status == 201
+            form = json.loads(response.read())
+        assert form["checksum_sha256"] == hashlib.sha256(self._data).hexdigest()
+        assert isinstance(form, dict)
+        return form
+
+
+@pytest.mark.slow
+def test_no_request_fails_while_workers_are_replaced(root: Path) -> None:
+    with serving(root) as server:
+        load = Load(server)
+        clients = [
+            threading.Thread(target=load.client, args=(number, number % 3 != 0))
+            for number in range(6)
+        ]
+        for client in clients:
+            client.start()
+        try:
+            for _ in range(RELOADS):
+                before = serving_pids(server)
+                slow = SlowUpload(server)
+                counted = len(load.answered)
+                server.process.send_signal(signal.SIGHUP)
+                until(lambda old=before: bool(serving_pids(server) - old), "no new workers")  # type: ignore[misc]
+                until(lambda n=counted: len(load.answered) > n + 50, "no answers")  # type: ignore[misc]
+                slow.finish()  # its old worker waited for it
+                until(lambda old=before: not serving_pids(server) & old, "the old workers stay")  # type: ignore[misc]
+        finally:
+            load.stop.set()
+            for client in clients:
+                client.join(PATIENCE_S)
+        assert load.failures == []
+        assert len(load.answered) > 200
+        levels = [json.loads(line)["level"] for line in server.logged()]
+        assert "error" not in levels
+
+
+def test_an_idle_connection_that_is_used_while_its_worker_stops_is_answered(root: Path) -> None:
+    with serving(root, GATEWAY__WORKERS="1") as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        connection.request("GET", "/healthz")
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.headers["Connection"] == "keep-alive"
+        before = serving_pids(server)
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: bool(serving_pids(server) - before), "no new worker")
+        until(lambda: _said_close(connection), "it never closes")
+        connection.close()
+
+
+@pytest.mark.slow
+def test_a_restart_refuses_nobody_where_systemd_holds_the_socket(root: Path) -> None:
+    """As `deploy/blobcask.socket` does: who comes meanwhile waits in the socket's queue."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with serving(root, ALONE, listener) as server:
+            assert server.port == listener.getsockname()[1]
+            load = Load(server)
+            clients = [
+                threading.Thread(target=load.client, args=(number, False)) for number in range(3)
+            ]
+            for client in clients:
+                client.start()
+            until(lambda: len(load.answered) > 20, "no answers")
+        try:
+            counted = len(load.answered)
+            with serving(root, ALONE, listener):
+                until(lambda: len(load.answered) > counted + 20, "no answers")
+                load.stop.set()
+                for client in clients:
+                    client.join(PATIENCE_S)
+        finally:
+            load.stop.set()
+        assert load.failures == []
+
+
+def _said_close(connection: http.client.HTTPConnection) -> bool:
+    """Ask once more on the same connection: the answer must come, and in the end say close."""
+    connection.request("GET", "/healthz")
+    answer = connection.getresponse()
+    answer.read()
+    assert answer.status == 200
+    return answer.headers["Connection"] == "close"
+
+
+def test_systemd_is_told_when_the_server_is_ready(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = root.parent / f"{root.name}.notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(path))
+        told.settimeout(PATIENCE_S)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        try:
+            with serving(root):
+                assert told.recv(4096).startswith(b"READY=1\n")
+        finally:
+            path.unlink()

@@ -1,0 +1,187 @@
+"""`blobcask serve` and the background process beside it, from the upload to the receiver."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from standardwebhooks import Webhook
+
+from replicator.heartbeat import Alone
+from tests.gateway.served import ACCOMPANIED, Served, serving
+from tests.replicator.receivers import Received, certificate, receiving, status
+from tests.replicator.test_cli import blobcask
+
+LOOPBACK = {"CALLBACKS__ALLOWED_NETWORKS": "127.0.0.0/8"}
+GONE_S = 30.0
+
+
+def replicator_of(served: Served, after: int = 0) -> int:
+    """The PID of the background process that came after that one, once it has its place."""
+    place = Alone(served.root)
+    try:
+        for _ in _turns():
+            pid = place.holder()
+            if pid not in ("", str(after)) and int(pid) in served.workers():
+                return int(pid)
+    finally:
+        place.close()
+    raise AssertionError("no replicator came")
+
+
+def _turns(seconds: float = GONE_S) -> Iterator[None]:
+    """Turns of a hundredth of a second each."""
+    for _ in range(int(seconds * 100)):
+        yield
+        select.select((), (), (), 0.01)
+
+
+def gone(pid: int) -> bool:
+    """Waits for the end of a process that need not be a child."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(GONE_S * 1000))
+    finally:
+        os.close(pidfd)
+
+
+def uploaded(served: Served, callback_url: str) -> dict[str, object]:
+    """An upload with one file, completed over HTTP."""
+    asked = served.request_upload(callback_url=callback_url)
+    info = served.ask("GET", f"/api/v1/uploads/{asked['upload_token']}/info").form
+    put = served.ask("PUT", info["presigned_urls"][0] + "&filename=a.txt", b"hello callback")
+    assert put.status in (200, 201), put.body
+    done = served.ask("POST", f"/api/v1/uploads/{asked['upload_token']}/complete")
+    assert done.status == 200, done.body
+    return {**asked, **done.form}
+
+
+def verified(served: Served, request: Received) -> dict[str, object]:
+    """The message, as a receiver with the tenant's secret verifies it."""
+    made = blobcask(served.root, "callbacks", "secret")
+    message = Webhook(made.stdout.strip()).verify(request.body, dict(request.headers))
+    assert isinstance(message, dict)
+    return message
+
+
+def test_a_completed_upload_calls_back_over_https_and_the_receiver_verifies_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pem = certificate(tmp_path, "localhost")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    allowed = {"CALLBACKS__ALLOWED_NETWORKS": "127.0.0.0/8, ::1/128"}
+    with receiving(tls) as receiver, serving(root, ACCOMPANIED, **allowed) as served:
+        done = uploaded(served, receiver.url("localhost"))
+        message = verified(served, receiver.next())
+        for _ in _turns():  # what came of it is written a moment after it was answered
+            shown = served.ask("GET", f"/api/v1/uploads/{done['upload_token']}", token=served.admin)
+            if shown.form["callback"]["status"] != "waiting":
+                break
+        (listed,) = served.ask("GET", "/api/v1/uploads?status=completed", token=served.admin).form[
+            "uploads"
+        ]
+    assert listed["callback"] == shown.form["callback"]
+    assert (listed["callback"]["status"], listed["callback"]["attempts"]) == ("done", 1)
+    assert message["type"] == "upload.completed"
+    assert message["upload_id"] == done["upload_id"]
+    assert message["files"] == done["files"]
+    assert message["uploaded_at"] == done["uploaded_at"]
+
+
+def test_after_everything_is_killed_at_completion_the_callback_still_comes(root: Path) -> None:
+    with receiving() as receiver:
+        # Without a background process nothing can be sent before everything is killed.
+        with serving(root, **LOOPBACK) as served:
+            done = uploaded(served, receiver.url("127.0.0.1"))
+            workers = served.workers()
+            served.process.kill()
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
+                assert gone(worker)
+        assert receiver.received == []
+        with serving(root, ACCOMPANIED, **LOOPBACK) as served:
+            message = verified(served, receiver.next())
+        assert message["upload_id"] == done["upload_id"]
+        assert len(receiver.received) == 1
+
+
+def test_a_background_process_killed_in_the_middle_of_an_attempt_makes_it_again(
+    root: Path,
+) -> None:
+    with receiving() as receiver, serving(root, ACCOMPANIED, **LOOPBACK) as served:
+        first = replicator_of(served)
+
+        def kill(request: object, over: object) -> None:
+            os.kill(first, signal.SIGKILL)
+            status(200)(request, over)  # type: ignore[arg-type]
+
+        receiver.answers = [kill]
+        uploaded(served, receiver.url("127.0.0.1"))
+        attempts = [receiver.next(), receiver.next()]
+        assert len({request.headers["webhook-id"] for request in attempts}) == 1
+        assert len({request.body for request in attempts}) == 1
+        assert verified(served, attempts[1])["type"] == "upload.completed"
+        second = replicator_of(served, after=first)
+    assert gone(second)
+
+
+def test_stopping_the_server_stops_the_background_process(root: Path) -> None:
+    with serving(root, ACCOMPANIED) as served:
+        replicator = replicator_of(served)
+    assert gone(replicator)
+    assert served.process.returncode == 0
+
+
+def test_killing_the_server_ends_the_background_process(root: Path) -> None:
+    with serving(root, ACCOMPANIED) as served:
+        replicator = replicator_of(served)
+        workers = [pid for pid in served.workers() if pid != replicator]
+        served.process.kill()
+        assert gone(replicator)
+        assert all(map(gone, workers))
+
+
+def test_the_background_process_holds_no_listening_socket(root: Path) -> None:
+    with serving(root, ACCOMPANIED) as served:
+        replicator = replicator_of(served)
+        held = {os.readlink(path) for path in Path(f"/proc/{replicator}/fd").iterdir()}
+        inode = listening_inode(served.port)
+        assert f"socket:[{inode}]" not in held
+        arbiter = {os.readlink(path) for path in Path(f"/proc/{served.process.pid}/fd").iterdir()}
+        assert f"socket:[{inode}]" in arbiter
+
+
+def listening_inode(port: int) -> str:
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1].endswith(f":{port:04X}") and fields[3] == "0A":  # LISTEN
+            return fields[9]
+    raise AssertionError("nobody listens")
+
+
+def test_without_it_only_workers_run(root: Path) -> None:
+    with serving(root, GATEWAY__WORKERS="1") as served:
+        assert served.ask("GET", "/healthz").status == 200
+        assert len(served.workers()) == 1
+        assert not (root / "REPLICATOR").exists()
+
+
+def test_workers_that_are_replaced_take_the_background_process_with_them(root: Path) -> None:
+    with serving(root, ACCOMPANIED) as served:
+        first = replicator_of(served)
+        served.process.send_signal(signal.SIGHUP)
+        assert gone(first)
+        assert replicator_of(served, after=first)
+        assert served.ask("GET", "/healthz").status == 200

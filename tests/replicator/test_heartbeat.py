@@ -1,0 +1,84 @@
+"""The heartbeat file, and the right to be the one background process of a ROOT."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cas.background import background_of
+from replicator.heartbeat import (
+    Alone,
+    Heartbeat,
+    JobState,
+    read_heartbeat,
+    write_heartbeat,
+)
+
+BEAT = Heartbeat(1, 2, 3, [JobState("sweep", 60.0, last_error="ä\n")])
+
+
+def test_a_heartbeat_is_read_as_it_was_written(root: Path) -> None:
+    assert read_heartbeat(root) is None
+    assert write_heartbeat(root, BEAT)
+    assert write_heartbeat(root, BEAT)
+    assert read_heartbeat(root) == BEAT
+    assert os.listdir(root) == ["replicator.status"]
+
+
+def test_the_gateway_reads_what_is_written(root: Path) -> None:
+    job = JobState("sweep", 60.0, failures=3, last_error="the disk")
+    assert write_heartbeat(root, Heartbeat(1, 2, 3_000_000, [job]))
+    seen = background_of(root, 5_000_000)
+    assert (seen.runs, seen.silent_us) == (False, 2_000_000)
+    assert "sweep" in seen.failing[0]
+
+
+def test_what_a_killed_process_left_is_written_over(root: Path) -> None:
+    (root / "replicator.new").write_text("half")
+    assert write_heartbeat(root, BEAT)
+    assert read_heartbeat(root) == BEAT
+    (root / "replicator.status").write_text("half")
+    assert read_heartbeat(root) is None
+
+
+def test_a_heartbeat_that_cannot_be_written_is_logged_and_no_error(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not write_heartbeat(root / "nowhere", BEAT)
+    assert "no heartbeat" in caplog.text
+
+
+def test_one_process_at_a_time_has_the_place_and_its_death_frees_it(root: Path) -> None:
+    assert not background_of(root, 0).runs
+    program = (
+        "import sys; from pathlib import Path; from replicator.heartbeat import Alone;"
+        "alone = Alone(Path(sys.argv[1])); assert alone.take(); print('taken', flush=True);"
+        "sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "taken\n"
+    mine = Alone(root)
+    try:
+        assert background_of(root, 0).runs
+        assert not mine.take()
+        assert mine.holder() == str(other.pid)
+        other.kill()
+        other.communicate()
+        assert not background_of(root, 0).runs
+        assert mine.take()
+        assert mine.holder() == str(os.getpid())
+    finally:
+        other.kill()
+        other.communicate()
+        mine.close()
+    assert not background_of(root, 0).runs

@@ -1,0 +1,89 @@
+"""The jobs that end what is over, one bounded batch a step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cas.clock import DAY_US, HOUR_US, SECOND_US
+from cas.deliveries import KEPT_US, Outcome, enqueue, record_attempt
+from cas.errors import Conflict
+from cas.retention import parse_retention
+from cas.store import Store
+from cas.uploads import UploadRequest
+from replicator.loop import Job
+from replicator.sweeping import Collect, Sweep, Upkeep
+from tests.clocks import HandClock
+
+
+@pytest.fixture
+def store(root: Path, clock: HandClock) -> Iterator[Store]:
+    with Store.open(root, clock=clock) as opened:
+        yield opened
+
+
+def stepped(store: Store, job: Job) -> int:
+    """How many steps it takes until there is no more."""
+
+    async def story() -> int:
+        steps = 1
+        while await job.step(store.clock.now_us()):
+            steps += 1
+        await job.close()
+        return steps
+
+    return asyncio.run(story())
+
+
+def put(store: Store, name: str, retention: str) -> None:
+    store.files("t1", "tests").put(name.encode(), name=name, retention=parse_retention(retention))
+
+
+def test_what_is_over_ends_and_its_bytes_go_after_the_grace(store: Store, clock: HandClock) -> None:
+    put(store, "short", "hours:1")
+    put(store, "long", "days:7")
+    store.uploads("t1", "tests").request(UploadRequest(name="papers", expires_in_s=60))
+    assert stepped(store, Sweep(store)) == 1
+    clock.advance(2 * HOUR_US)
+
+    assert stepped(store, Sweep(store)) == 2
+
+    files = store.files("t1", "tests").list().items
+    assert [file.name for file in files] == ["long"]
+    (upload,) = store.uploads("t1", "tests").list().items
+    assert upload.status == "expired"
+    objects = store.root / "objects"
+    assert stepped(store, Collect(store)) == 1
+    assert len([path for path in objects.rglob("*") if path.is_file()]) == 2
+    clock.advance(DAY_US + SECOND_US)
+    assert stepped(store, Collect(store)) == 2
+    assert len([path for path in objects.rglob("*") if path.is_file()]) == 1
+
+
+def test_old_deliveries_are_forgotten(store: Store, clock: HandClock) -> None:
+    delivery = store.catalog.write(
+        lambda txn: enqueue(txn, "t1", "callback", "u1", "https://a.test/", {})
+    )
+    record_attempt(store.catalog, delivery.delivery_id, Outcome(200), give_up_after_us=0, jitter=0)
+    clock.advance(KEPT_US + SECOND_US)
+    assert stepped(store, Sweep(store)) == 2
+    assert store.deliveries("t1", "tests").list().items == []
+
+
+def test_nothing_ends_while_the_clock_is_not_to_be_believed(store: Store, clock: HandClock) -> None:
+    put(store, "short", "hours:1")
+    clock.trusted = False
+    clock.advance(400 * DAY_US)
+    for job in (Sweep(store), Collect(store)):
+        with pytest.raises(Conflict, match="nothing was removed"):
+            stepped(store, job)
+    assert len(store.files("t1", "tests").list().items) == 1
+    clock.trusted = True
+    assert stepped(store, Sweep(store)) == 2
+
+
+def test_upkeep_has_never_more_to_do(store: Store) -> None:
+    assert stepped(store, Upkeep(store)) == 1
