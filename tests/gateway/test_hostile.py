@@ -22,7 +22,6 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from gateway.body import DRAIN_BYTES_MAX
-from gateway.worker import HEAD_BYTES_MAX
 from tests.gateway.served import Served, serving
 
 THREADS = 4
@@ -224,101 +223,6 @@ def test_pipelined_requests_are_answered_in_order(served: Served) -> None:
     places = [received.find(part) for part in (b'"ok"', b'"ready"', b'"not_found"')]
     assert -1 not in places
     assert places == sorted(places)
-
-
-def test_an_endless_head_is_cut_off(served: Served) -> None:
-    with served.connect() as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * (HEAD_BYTES_MAX + 1))
-        answer = answer_of(connection)
-        assert answer.status == 431
-        assert b"head_too_large" in answer.read()
-
-
-@pytest.mark.parametrize(
-    "head",
-    [
-        b"NONSENSE\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-        b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n",
-        b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
-        b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1_0\r\n\r\n",
-        b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length : 5\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nX\0Y: z\r\n\r\n",
-        b"GET / HTTP/9.9\r\nHost: a\r\n\r\n",
-    ],
-)
-def test_heads_that_could_be_read_in_two_ways_are_refused(served: Served, head: bytes) -> None:
-    with served.connect() as connection:
-        connection.sendall(head + b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
-        received = b""
-        while data := connection.recv(4096):
-            received += data
-    assert received.startswith((b"HTTP/1.1 400", b"HTTP/1.1 501", b"HTTP/1.1 505"))
-    assert received.count(b"HTTP/1.1 ") == 1
-
-
-# --- names
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "a/b.pdf", "../a.pdf", "a\\b.pdf", "nul\0.pdf", "line\nbreak", "tab\tname", ".", "..",
-        "photo\u202egpj.exe", "zero\u200bwidth", " lead", "trail ", "a" * 1_000, "ä" * 256,
-    ],
-)  # fmt: skip
-def test_names_that_could_deceive_or_escape_are_refused(
-    served: Served, slot: str, name: str
-) -> None:
-    url = slot.replace("filename=a.bin", f"filename={quote(name)}")
-    sent = served.ask("PUT", url, b"x")
-    assert (sent.status, sent.code) == (400, "invalid_name")
-    assert sent.form["reason"]
-    stored = served.ask("POST", f"/api/v1/storage?name={quote(name)}", b"x", token=served.admin)
-    assert (stored.status, stored.code) == (400, "invalid_name")
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["Übersicht – Straße.pdf", "报告.pdf", "a b+c&d=e.pdf", "\u0646\u200c\u0647.png"],
-)
-def test_names_of_the_world_are_kept(served: Served, slot: str, name: str) -> None:
-    sent = served.ask("PUT", slot.replace("a.bin", quote(name, safe="")), b"x")
-    assert (sent.status, sent.form["filename"]) == (200, name)
-
-
-@pytest.mark.parametrize("kind", ["text/html\r\nX: y", "x" * 300, "text", "text/html; a", "é/é"])
-def test_an_odd_content_type_is_only_bytes(served: Served, slot: str, kind: str) -> None:
-    head = put(slot, f"Content-Type: {kind}", "Content-Length: 1")
-    with served.connect() as connection:
-        connection.sendall(head + b"x")
-        answer = answer_of(connection)
-        body = answer.read()
-    if answer.status == 200 and "\r" not in kind:
-        assert b'"application/octet-stream"' in body
-    assert answer.status in (200, 400)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/api/v1/uploads/{t}/files/-1",
-        "/api/v1/uploads/{t}/files/x",
-        "/api/v1/uploads/{t}/files/99",
-        "/api/v1/uploads//info",
-        "/api/v1/uploads/%00/info",
-        "/u/%2e%2e",
-        "/u/..%2f..",
-        "/%ff",
-    ],
-)
-def test_odd_paths_are_not_found(served: Served, slot: str, path: str) -> None:
-    token = urlsplit(slot).path.split("/")[4]
-    query = urlsplit(slot).query
-    for method in ("GET", "PUT"):
-        answer = served.ask(method, f"{path.format(t=token)}?{query}", b"x" * (method == "PUT"))
-        assert answer.status in (400, 404, 405)
 
 
 # --- many at once, and bad luck

@@ -1,0 +1,1 @@
+"""What bad clients send, by what they send: heads, signatures, names, forms, content."""
