@@ -11,12 +11,19 @@ from typing import Final, final
 
 from cas.digest import Digest
 from cas.durable import SupportsRead
-from cas.errors import DigestMismatch, SizeMismatch
+from cas.errors import BlobcaskError, DigestMismatch, SizeMismatch
 from cas.hashing import Source
 
 Progress = Callable[[int, int | None], None]  # bytes sent, and bytes in all where known
 
 _CHUNK_BYTES: Final = 256 << 10
+
+
+class SourceSpent(BlobcaskError):
+    """A stream that can be read once was wanted a second time."""
+
+    def __init__(self) -> None:
+        super().__init__("the server asked for the bytes again, and this source has none left")
 
 
 @final
@@ -65,6 +72,9 @@ class Outgoing:
             self._seek(self._hashed_bytes)
             for _ in self._read(start):  # held there already; the digest needs them all the same
                 pass
+        elif self._hashed_bytes:
+            # An attempt that was refused has read it; what is left would be another file.
+            raise SourceSpent
         for chunk in self._read(stop):
             yield chunk
             self._progress(self._hashed_bytes, self.size_bytes)

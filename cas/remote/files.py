@@ -7,14 +7,14 @@ import io
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Final, final
 from urllib.parse import quote
 
 import httpx
 
 from cas.digest import Digest
-from cas.errors import AccessDenied, BlobDamaged
+from cas.errors import AccessDenied, BlobcaskError, BlobDamaged
 from cas.files import Page, PutItem
 from cas.hashing import Source
 from cas.records import StoredFile
@@ -50,15 +50,20 @@ class RemoteFiles:
         """Send a source to its end; bytes and record are durable there on return.
 
         The same bytes again are the same file, so a lost answer is asked for again. From
-        64 MiB on, a source that can be sought goes as a resumable upload of one slot, and a
-        cut connection costs no more than the last stretch; the file is then made by that
-        upload (`created_by`), and a token without `manage_uploads` sends it whole.
+        64 MiB on, a source that can be sought and has a filename goes as a resumable upload of
+        one slot, and a cut connection costs no more than the last stretch. The file is then
+        made by that upload: `created_by` names it, and the content type is what the bytes say,
+        where they say anything. A token without `manage_uploads` sends it whole.
 
         Raises what `Files.put` raises, AccessDenied, ServerUnreachable.
         """
         body = Outgoing(source, progress)
         try:
-            if body.repeatable and (body.size_bytes or 0) >= RESUMABLE_BYTES:
+            if (
+                filename is not None
+                and body.repeatable
+                and (body.size_bytes or 0) >= RESUMABLE_BYTES
+            ):
                 wanted = UploadRequest(name=name, retention=retention, run=run)
                 try:
                     upload = RemoteUploads(self._wire).request(wanted)
@@ -97,11 +102,17 @@ class RemoteFiles:
         return file
 
     def _put_resumably(
-        self, token: str, body: Outgoing, filename: str | None, content_type: str | None
+        self, token: str, body: Outgoing, filename: str, content_type: str | None
     ) -> StoredFile:
         link = RemoteLink(self._wire, token)
-        link.send(0, body, filename=filename or "file", content_type=content_type)
-        [form] = link.complete()["files"]
+        try:
+            link.send(0, body, filename=filename, content_type=content_type)
+            [form] = link.complete()["files"]
+        except BaseException:
+            # Nobody else knows its token: it would only hold space until it expires.
+            with suppress(BlobcaskError):
+                RemoteUploads(self._wire).cancel(token)
+            raise
         return self._stat(form["storage_ref"])
 
     def put_many(

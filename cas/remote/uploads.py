@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from cas.errors import Conflict, NotFound, ServerRefused, UploadClosed
+from cas.errors import Conflict, DigestMismatch, NotFound, ServerRefused, UploadClosed
 from cas.files import Page
 from cas.hashing import Source
 from cas.records import COMPLETED, PENDING, PendingUpload, UploadFile
@@ -129,7 +129,13 @@ class RemoteLink:
         else:
             slot = self._send_whole(index, body, filename, content_type)
         assert slot.checksum_sha256 is not None
-        body.check(slot.checksum_sha256)
+        try:
+            body.check(slot.checksum_sha256)
+        except DigestMismatch:
+            # The file changed since an earlier call sent its beginning, or the way did it: what
+            # nobody sent must not be completed.
+            self.empty(index)
+            raise
         return slot
 
     def empty(self, index: int) -> None:
@@ -183,7 +189,10 @@ class RemoteLink:
             offset = self._wire.persist(lambda: self._stretch(path, body))
         for _ in body.chunks(body.size_bytes):  # hashes what an earlier process sent
             pass
-        return next(slot for slot in self.slots() if slot.file_index == index)
+        for slot in self.slots():
+            if slot.file_index == index:
+                return slot
+        raise UploadClosed(self.info()["status"])  # by somebody else, in this moment
 
     def _begun(self, index: int, size_bytes: int, filename: str) -> str | None:
         """Where an interrupted upload of the same file goes on."""

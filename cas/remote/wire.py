@@ -1,7 +1,7 @@
 """Requests to one server: connections, retries with backoff, problems as errors.
 
 A call is repeated when no answer came, or the server says that it is overloaded or away
-(408, 429, 502, 503, 504), with jittered exponential backoff from 0.2 s to 10 s, or as long
+(408, 423, 429, 502, 503, 504), with jittered exponential backoff from 0.2 s to 10 s, or as long
 as `Retry-After` asks. What must not happen twice is repeated only while nothing was sent.
 """
 
@@ -28,7 +28,8 @@ _PAUSE_S_MAX: Final = 10.0
 _CONNECT_S: Final = 10.0
 # Between two bytes. Longer than the server needs to make a large body durable.
 _IDLE_S: Final = 120.0
-_AGAIN: Final = frozenset({408, 429, 502, 503, 504})
+# 423: the server is still storing what an earlier connection brought.
+_AGAIN: Final = frozenset({408, 423, 429, 502, 503, 504})
 
 JSON = dict[str, Any]
 
@@ -134,7 +135,7 @@ class Wire:
             except httpx.ConnectError as error:
                 reason, wait_s = str(error), 0.0  # nothing was sent
             except Overloaded as error:
-                if not repeatable and not error.refused:
+                if not (repeatable or error.refused):
                     raise ServerUnreachable(self.server, str(error)) from None
                 reason, wait_s = str(error), error.retry_after_s
             except (httpx.LocalProtocolError, httpx.UnsupportedProtocol):

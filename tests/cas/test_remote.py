@@ -272,6 +272,69 @@ def test_an_overloaded_server_is_asked_again_as_late_as_it_wishes() -> None:
     assert len(asked) == 1, "its three seconds are beyond the patience of one"
 
 
+@contextmanager
+def refusing_once(status: int) -> Iterator[tuple[str, list[int]]]:
+    """A server that reads a body and refuses it, once; how long the bodies were it was sent."""
+    lengths: list[int] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            length = 0
+            while size := int(self.rfile.readline(), 16):
+                length += len(self.rfile.read(size + 2)) - 2
+            self.rfile.readline()
+            lengths.append(length)
+            body = b'{"code": "too_many_requests", "detail": "later"}'
+            self.send_response(status if len(lengths) == 1 else 500)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", lengths
+        server.shutdown()
+        thread.join()
+
+
+def test_a_stream_that_is_spent_is_never_sent_as_an_empty_file() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"only once")
+    os.close(writing)
+    with (
+        refusing_once(429) as (address, lengths),
+        RemoteStore(address, patience_s=5) as store,
+        io.FileIO(reading) as pipe,
+        pytest.raises(errors.BlobcaskError, match="none left"),
+    ):
+        store.files().put(pipe, name="pipe")
+    assert lengths == [9]
+
+
+def test_a_file_that_changed_between_two_attempts_is_not_left_in_its_slot(
+    store: RemoteStore, served: Served
+) -> None:
+    upload = store.uploads().request(UploadRequest("mixed"))
+    old, new = os.urandom(RESUMABLE_BYTES + 10), os.urandom(RESUMABLE_BYTES + 10)
+    link = store.upload_link(upload.upload_token)
+    with (
+        broken(served, [40_000_000, 0, 0, 0, 0, 0]) as cut,
+        RemoteStore(cut.address, served.admin, patience_s=0.5) as first,
+        pytest.raises(errors.ServerUnreachable),
+    ):
+        first.upload_link(upload.upload_token).put(0, old, filename="x.bin")
+    assert link.info()["partials"][0]["offset_bytes"] > 0
+    with pytest.raises(errors.DigestMismatch):
+        link.put(0, new, filename="x.bin")
+    assert link.slots() == []
+
+
 # --- lost connections
 
 
