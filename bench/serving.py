@@ -90,6 +90,7 @@ def serving(
         # Never reached, but counted against: what that costs is part of what is measured.
         "BLOBCASK_LIMITS__ADDRESS_REQUESTS": "1000000000/m",
         "BLOBCASK_LIMITS__TENANT_REQUESTS": "1000000000/m",
+        "BLOBCASK_LIMITS__ADDRESS_CONNECTIONS": "1000000000",
         "BLOBCASK_GATEWAY__WORKERS": str(workers),
     }
     command = [sys.executable, "-m", "bench.serving"]

@@ -3,7 +3,9 @@
 Bytes come first, the record after (invariant 1), and between the two anything may happen:
 another writer with the same bytes, a collector, a crash. So the transaction that creates,
 heals or revives a blob record looks at the object once more (inode and size as written),
-and when it is gone or another one, the writer brings its bytes again.
+and when it is gone or another one, the writer brings its bytes again. It never counts on a
+file that another writer placed and no record names: a sync that failed elsewhere tells
+nobody who asks later.
 
 A writer meets one of these:
 
@@ -14,17 +16,24 @@ A writer meets one of these:
     record not trusted   its copy is placed over the object: re-upload heals. Not trusted
                          means long unverified, known missing, or another size or inode
     `deleting`           it finishes that removal, then begins again (invariant 2)
+
+What is thrown away goes after the answer, also where the answer is an error. Two of these
+cases time does tell: a heal waits for the disk as often as any other, but syncs first and
+gives its name by a rename; and one who meets `deleting` waits for a collector.
 """
 
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from functools import partial
 from typing import TypeVar, final
 
 import msgspec
 
-from cas.blobs import BlobFiles, Measured, Meeting, Placed, Staged
+from cas.blobs import SHARDS, BlobFiles, Measured, Meeting, Placed, Staged
 from cas.catalog import Catalog, Snapshot, Transaction
 from cas.digest import Digest
 from cas.errors import BlobcaskError, BlobDeleting, Conflict
@@ -68,6 +77,8 @@ class Adoption:
         self._collector = collector
         self._trust_us = trust_verified_for_us
         self._now_us = now_us
+        # By the first byte of the digest. One thread may come twice, as it does in tests.
+        self._turns = [threading.RLock() for _ in range(SHARDS)]
 
     def meeting(self, snapshot: Snapshot, tenant_id: str, measured: Measured) -> Meeting:
         """What a tenant's own copy of these bytes is good for."""
@@ -91,33 +102,56 @@ class Adoption:
     ) -> T:
         """Make staged bytes durable and run `change`, which names them; durable on return.
 
-        Raises what `change` raises; an object that nothing names then is removed again.
+        Raises what `change` raises; an object that nothing names then is removed again,
+        after the answer.
         """
-        for _ in range(_ATTEMPTS_MAX):
-            with self._catalog.read() as snapshot:
-                meeting = self.meeting(snapshot, tenant_id, staged.measured)
-            placed: Placed | None = None
+        for attempt in range(_ATTEMPTS_MAX):
+            # Writers of the same bytes who place over one another, each before the other's
+            # transaction, could go on for long: those who lost once take turns.
+            with self._turns[staged.digest[0]] if attempt else nullcontext():
+                try:
+                    return self._attempt(
+                        staged, tenant_id, change, actor=actor, request_id=request_id
+                    )
+                except Moved:
+                    continue
+                except BlobDeleting:
+                    pass
+            self._collector.finish(staged.digest)
+        raise Conflict(f"blob {staged.digest.hex()} was replaced {_ATTEMPTS_MAX} times")
+
+    def _attempt(
+        self,
+        staged: Staged,
+        tenant_id: str,
+        change: Callable[[Transaction], T],
+        *,
+        actor: str,
+        request_id: str,
+    ) -> T:
+        with self._catalog.read() as snapshot:
+            meeting = self.meeting(snapshot, tenant_id, staged.measured)
+        places = meeting in (Meeting.PLACE, Meeting.HEAL)
+        placed: Placed | None = None
+        try:
             if meeting is Meeting.HEAL:
                 # Whoever reads what the record names must not get torn bytes, even where
                 # there are none now.
                 staged.sync()
-            if meeting in (Meeting.PLACE, Meeting.HEAL):
+            if places:
                 placed = self._blobs.place(staged)
             elif meeting is Meeting.REHEARSE:
                 self._blobs.rehearse(staged)
-            try:
-                return self._write(
-                    Adopted(staged.measured, placed), change, actor=actor, request_id=request_id
-                )
-            except Moved:
-                continue
-            except BlobDeleting:
-                self._collector.finish(staged.digest)
-            except BaseException:
-                if placed is not None:
-                    self.discard([(staged.digest, placed)])
-                raise
-        raise Conflict(f"blob {staged.digest.hex()} was replaced {_ATTEMPTS_MAX} times")
+            return self._write(
+                Adopted(staged.measured, placed), change, actor=actor, request_id=request_id
+            )
+        except (Moved, BlobDeleting):
+            raise
+        except BaseException:
+            if places:
+                # Also where placing failed: it may have named what it could not sync.
+                self.discard([(staged.digest, staged.seen())])
+            raise
 
     def commit_known(
         self,
@@ -136,50 +170,27 @@ class Adoption:
     def _write(
         self, adopted: Adopted, change: Callable[[Transaction], T], *, actor: str, request_id: str
     ) -> T:
-        """The transaction, again where another writer's copy of the same bytes came between."""
-        for _ in range(_ATTEMPTS_MAX):
+        def adopt_and_change(txn: Transaction) -> T:
+            self.adopt(txn, adopted)
+            return change(txn)
 
-            def adopt_and_change(
-                txn: Transaction, adopted: Adopted = adopted
-            ) -> tuple[Placed | None, T | None]:
-                found = self.adopt(txn, adopted)
-                return found, (None if found is not None else change(txn))
+        return self._catalog.write(adopt_and_change, actor=actor, request_id=request_id)
 
-            found, result = self._catalog.write(
-                adopt_and_change, actor=actor, request_id=request_id
-            )
-            if found is None:
-                return result  # type: ignore[return-value]  # T itself may be None
-            # Since this writer placed its copy, only copies that were verified like its own
-            # can have come there; but whose they are may not have synced them yet.
-            existing = self._blobs.sync_existing(adopted.measured.digest)
-            if existing is None or existing.size_bytes != adopted.measured.size_bytes:
-                raise Moved
-            adopted = Adopted(adopted.measured, existing)
-        raise Moved
-
-    def adopt(self, txn: Transaction, adopted: Adopted) -> Placed | None:
+    def adopt(self, txn: Transaction, adopted: Adopted) -> None:
         """Inside a transaction: give the bytes a record, heal it or leave it as it is.
 
-        Returns None when files may name them now; else the object that stands there in the
-        place of the own copy, to be synced before it is adopted. Raises Moved when there is
-        nothing to adopt, BlobDeleting while the bytes are being removed.
+        On return files may name them. Raises Moved when the object is neither the own copy
+        nor the record's, BlobDeleting while the bytes are being removed.
         """
         measured, placed = adopted.measured, adopted.placed
         blob = txn.get(Blob, measured.digest)
         if blob is not None and blob.state == DELETING:
             raise BlobDeleting(measured.digest.hex())
         seen = self._blobs.stat(measured.digest)
-        if placed is None:
+        if placed is None or seen != placed:
             if blob is None or blob.missing_at is not None or seen != object_of(blob):
                 raise Moved
-            return None
-        if seen is None:
-            raise Moved
-        if seen != placed:
-            if blob is not None and blob.missing_at is None and seen == object_of(blob):
-                return None  # the other copy was adopted already
-            return seen
+            return  # what was met, or another's copy that was adopted meanwhile
         if blob is None:
             # Condemned until something names it, so that one which nothing names is collected.
             txn.insert(
@@ -208,12 +219,15 @@ class Adoption:
                     local=True,
                 )
             )
-        return None
 
     def discard(self, copies: Iterable[tuple[Digest, Placed]]) -> None:
-        """Remove the objects that this writer placed, where nothing came to name them.
+        """After the answer, remove the objects that this writer placed, where nothing came
+        to name them. The answer's time must not tell that they were placed (invariant 9).
+        """
+        self._blobs.leftovers.add(partial(self._discard, list(copies)))
 
-        Alone, which keeps adopters away and needs no space. One that counted on an object
+    def _discard(self, copies: list[tuple[Digest, Placed]]) -> None:
+        """Alone, which keeps adopters away and needs no space. One that counted on an object
         finds it gone and comes again with its own bytes.
         """
         remaining = iter(copies)
@@ -234,7 +248,7 @@ class Adoption:
             try:
                 self._catalog.alone(unlink)
             except (BlobcaskError, OSError):
-                # The first error is the one to tell; scrub removes an orphan after the grace.
+                # Closed, or broken: scrub removes an orphan after the grace.
                 return
 
     def trusts(self, snapshot: Snapshot, digest: Digest) -> bool:

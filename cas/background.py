@@ -1,14 +1,16 @@
-"""How the background process is, for whoever shares ROOT with it but not its code.
+"""How the background process is, for whoever shares ROOT with it.
 
-    ROOT/REPLICATOR           flock: held while it runs
+    ROOT/REPLICATOR           a record lock on its first byte: held while it runs
     ROOT/replicator.status    JSON, replaced every few seconds: when, and how its jobs are
 
-It is written by `replicator.heartbeat`, whose form this reads as far as it needs it.
+The lock belongs to the open file (F_OFD_SETLK), so that a kill releases it and a look at it
+takes nothing: a look must never be what keeps a process from its place.
 """
 
 from __future__ import annotations
 
 import fcntl
+import struct
 from pathlib import Path
 from typing import Final, final
 
@@ -17,19 +19,61 @@ import msgspec
 from cas.clock import SECOND_US
 from cas.durable import opened
 
+PLACE: Final = "REPLICATOR"
+HEARTBEAT: Final = "replicator.status"
 SILENT_US_MAX: Final = 60 * SECOND_US
 FAILURES_MAX: Final = 3  # in a row
+STEP_US_MAX: Final = 600 * SECOND_US  # a step that takes longer stands still
+
+_FLOCK: Final = "@hhqqi0q"  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 
-class _Job(msgspec.Struct):
+@final
+class JobState(msgspec.Struct):
+    """What is known of one job; times are µs since 1970 UTC, None: not yet."""
+
     name: str
-    failures: int = 0
-    last_error: str = ""
+    interval_s: float
+    begun_at: int | None = None  # the step that runs now
+    ended_at: int | None = None  # the last step
+    worked_at: int | None = None  # the last step that did not fail
+    failures: int = 0  # in a row
+    last_error: str = ""  # of the last failure, kept when it works again; for the operator
+
+    def begun(self, now_us: int) -> None:
+        self.begun_at = now_us
+
+    def worked(self, now_us: int) -> bool:
+        """True when it had failed before."""
+        recovered = self.failures > 0
+        self.begun_at, self.ended_at, self.worked_at, self.failures = None, now_us, now_us, 0
+        return recovered
+
+    def failed(self, now_us: int, error: Exception) -> bool:
+        """True when this is news: the first failure in a row, or another reason."""
+        text = str(error) or type(error).__name__
+        news = self.failures == 0 or text != self.last_error
+        self.begun_at, self.ended_at, self.last_error = None, now_us, text
+        self.failures += 1
+        return news
+
+    def trouble(self, now_us: int) -> str:
+        """Why this job does not do its work, in words for anybody; "" when it does."""
+        if self.begun_at is not None and now_us - self.begun_at > STEP_US_MAX:
+            return f"is in one step for {(now_us - self.begun_at) // SECOND_US} s"
+        if self.failures >= FAILURES_MAX:
+            return f"failed {self.failures} times in a row"
+        return ""
 
 
-class _Beat(msgspec.Struct):
+@final
+class Heartbeat(msgspec.Struct, frozen=True):
+    """The content of the status file."""
+
+    pid: int
+    started_at: int
     at: int
-    jobs: list[_Job] = []
+    jobs: list[JobState]
 
 
 @final
@@ -38,10 +82,11 @@ class Background(msgspec.Struct, frozen=True):
 
     runs: bool
     silent_us: int | None  # since its last sign of life; None: there was none
-    failing: tuple[str, ...] = ()  # jobs that failed FAILURES_MAX times in a row, and why
+    beat: Heartbeat | None = None  # the last one, perhaps of a process that has ended
+    failing: tuple[str, ...] = ()  # the jobs that do not do their work, and why
 
     def trouble(self) -> list[str]:
-        """What stands still, in words."""
+        """What stands still, in words for anybody: no error text of a job."""
         if not self.runs:
             return ["no background process runs: callbacks wait, and nothing expires"]
         if self.silent_us is not None and self.silent_us > SILENT_US_MAX:
@@ -50,25 +95,43 @@ class Background(msgspec.Struct, frozen=True):
 
 
 def background_of(root: Path, now_us: int) -> Background:
-    """Look at the process that works on `root`, if any does."""
-    try:
-        beat = msgspec.json.decode((root / "replicator.status").read_bytes(), type=_Beat)
-    except (OSError, msgspec.MsgspecError):
+    """Look at the process that works on `root`, if any does; takes nothing, holds nobody up."""
+    beat = _last_beat(root)
+    if beat is None:
         return Background(_runs(root), None)
-    failing = tuple(
-        f"{job.name} failed {job.failures} times in a row"
-        for job in beat.jobs
-        if job.failures >= FAILURES_MAX
-    )
-    return Background(_runs(root), max(0, now_us - beat.at), failing)
+    found = [(job.name, job.trouble(now_us)) for job in beat.jobs]
+    failing = tuple(f"{name} {trouble}" for name, trouble in found if trouble)
+    return Background(_runs(root), max(0, now_us - beat.at), beat, failing)
+
+
+def take_place(fd: int) -> bool:
+    """Be the background process until `fd`, the open REPLICATOR, is closed everywhere.
+
+    False, at once, while another one is.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _lock())
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _last_beat(root: Path) -> Heartbeat | None:
+    try:
+        return msgspec.json.decode((root / HEARTBEAT).read_bytes(), type=Heartbeat)
+    except (OSError, msgspec.MsgspecError):
+        return None
 
 
 def _runs(root: Path) -> bool:
     try:
-        with opened(root / "REPLICATOR") as fd:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two may look at once
+        with opened(root / PLACE) as fd:
+            found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _lock())
     except FileNotFoundError:
         return False
-    except BlockingIOError:
-        return True
-    return False
+    kind: int = struct.unpack(_FLOCK, found)[0]
+    return kind != fcntl.F_UNLCK
+
+
+def _lock() -> bytes:
+    return struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 1, 0)

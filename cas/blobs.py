@@ -64,8 +64,8 @@ class BlobFiles:
 
     Besides the errors named below every method raises OSError as the kernel gave it; after
     a failed step nothing is named that was not named before, except that a failed sync may
-    leave a verified file that is not durable: an orphan, for the collector. (It is not
-    unlinked: by now it may be another writer's file.)
+    leave a verified file that is not durable: an orphan. (It is not unlinked here, where it
+    may be another writer's file before it is looked at twice: `adoption` does that.)
     """
 
     def __init__(self, root: Path, disk: Disk = DISK, min_free_bytes: int = 0) -> None:
@@ -186,7 +186,7 @@ class BlobFiles:
         except OSError as error:
             self.tell_full(error, staged.size_bytes)
             raise
-        return Placed.of(os.fstat(staged.fd))
+        return staged.seen()
 
     def rehearse(self, staged: Staged) -> None:
         """Do what `place` does, to the same folder, and throw the name away (invariant 9).
@@ -241,7 +241,8 @@ class BlobFiles:
         """Make the file that has the name durable, name included; None when there is none.
 
         For a file that somebody linked and may not have synced. Makes good bytes durable,
-        not bad ones good: after a power cut compare the length, or `check`.
+        not bad ones good, and a sync that failed for somebody else before may succeed here
+        without the bytes: `check` them, from the disk.
         """
         try:
             fd = self.open(digest)

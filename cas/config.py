@@ -159,6 +159,7 @@ class LimitSettings(Section, frozen=True):
     link_bytes: ByteRate = ByteRate(1 << 40, DAY_US)
     guesses: Rate = Rate(30, 60 * SECOND_US)
     all_guesses: Rate = Rate(600, 60 * SECOND_US)
+    address_connections: Annotated[int, Bounds("0")] = 200
     quota_bytes: Size = Size(0)
     quota_files: Annotated[int, Bounds("0")] = 0
 
@@ -180,6 +181,7 @@ class LogSettings(Section, frozen=True):
 class SweeperSettings(Section, frozen=True):
     interval: Annotated[Duration, Bounds("1s")] = Duration(60 * SECOND_US)
     max_clock_gap: Annotated[Duration, Bounds("1m")] = Duration(30 * DAY_US)
+    scrub_rate: Size = Size(20 * MIB)
 
 
 @final

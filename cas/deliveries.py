@@ -7,10 +7,14 @@ A delivery is recorded in the transaction of the change it speaks of (invariant 
 happened is told even when everything is killed a moment later. The background process sends
 it, and records what came of every attempt. An attempt whose record was lost is made again:
 a receiver may get a message twice, always with the same `delivery_id`, and never not at all.
+
+What is sent is a record of its own, written once, so that an attempt journals but what
+changes and nobody who counts or lists reads it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, final
 
 import msgspec
@@ -20,7 +24,7 @@ from cas.clock import DAY_US, HOUR_US, SECOND_US
 from cas.errors import NotFound
 from cas.files import PAGE_MAX, Page
 from cas.identifiers import first_id, new_id
-from cas.records import DONE, FAILED, WAITING, Delivery
+from cas.records import DONE, FAILED, WAITING, Delivery, DeliveryPayload
 from cas.references import check_segment
 
 CALLBACK: Final = "callback"
@@ -35,11 +39,11 @@ JITTER: Final = 0.2  # of a delay, up or down: what failed together need not com
 RETRY_AFTER_US_MAX: Final = 6 * HOUR_US
 KEPT_US: Final = 30 * DAY_US  # what is decided stays in the listings for so long
 
+RETRY_AFTER_STATUS: Final = (429, 503)  # of another answer, Retry-After means nothing here
 _NEVER_AGAIN: Final = 410  # "Gone": how a receiver ends what it no longer wants
-_RETRY_AFTER_STATUS: Final = (429, 503)
 _ERROR_CHARS_MAX: Final = 300
-_PAGE: Final = 200  # records read at a time: one of 1,000 files has a payload of 300 KB
-_BATCH: Final = 500  # records a transaction: a few ms of the writer lock
+_PAGE: Final = 500  # records read at a time, of some 300 bytes each
+_BATCH: Final = 500  # deliveries a transaction: a few ms of the writer lock
 _ACTOR: Final = "deliveries"
 
 _encode = msgspec.json.Encoder().encode
@@ -64,12 +68,12 @@ def enqueue(
         kind=kind,
         subject=subject,
         target=target,
-        payload=_encode(payload),
         status=WAITING,
         created_at=txn.now_us,
         next_attempt_at=txn.now_us,
     )
     txn.insert(delivery)
+    txn.insert(DeliveryPayload(delivery.delivery_id, _encode(payload)))
     return delivery
 
 
@@ -106,6 +110,17 @@ class Deliveries:
         more = len(found) > limit
         found = found[:limit]
         return Page(found, found[-1].delivery_id if more else None)
+
+    def newest(self, subjects: Iterable[str]) -> dict[str, Delivery]:
+        """The newest delivery of each subject that has any, all as of one moment."""
+        with self._catalog.read() as snapshot:
+            found = [
+                snapshot.range(
+                    Delivery, "subject", (self._tenant_id, subject), limit=1, reverse=True
+                )
+                for subject in subjects
+            ]
+        return {delivery.subject: delivery for deliveries in found for delivery in deliveries}
 
     def get(self, delivery_id: str) -> Delivery:
         """One delivery; raises NotFound, also for another tenant's."""
@@ -174,6 +189,28 @@ def due(snapshot: Snapshot, now_us: int, limit: int, *, after: Key = ()) -> list
     return snapshot.range(Delivery, "due", after=after, before=(now_us + 1,), limit=limit)
 
 
+def due_of(snapshot: Snapshot, tenant_id: str, now_us: int, limit: int) -> list[Delivery]:
+    """Up to `limit` deliveries of one tenant to be sent at `now_us`, longest due first."""
+    prefix = (WAITING, tenant_id)
+    return snapshot.range(Delivery, "queue", prefix, before=(now_us + 1,), limit=limit)
+
+
+def waiting_tenant(snapshot: Snapshot, after: str = "") -> str | None:
+    """The next tenant in order that something waits for, due or not; None: no more.
+
+    Costs one look, however much waits for the tenants before it.
+    """
+    behind: Key = (after,) if after else ()
+    found = snapshot.range(Delivery, "queue", (WAITING,), after=behind, limit=1)
+    return found[0].tenant_id if found else None
+
+
+def payload_of(snapshot: Snapshot, delivery_id: str) -> bytes | None:
+    """What a delivery sends, JSON; None when it is gone meanwhile."""
+    record = snapshot.get(DeliveryPayload, delivery_id)
+    return record.payload if record else None
+
+
 def record_attempt(
     catalog: Catalog,
     delivery_id: str,
@@ -217,7 +254,7 @@ def after_attempt(
         status, done_at = FAILED, now_us
     else:
         delay_us += int(delay_us * JITTER * jitter)
-        if outcome.status in _RETRY_AFTER_STATUS and outcome.retry_after_us is not None:
+        if outcome.status in RETRY_AFTER_STATUS and outcome.retry_after_us is not None:
             delay_us = max(delay_us, min(outcome.retry_after_us, RETRY_AFTER_US_MAX))
         next_attempt_at = now_us + delay_us
     return msgspec.structs.replace(
@@ -251,32 +288,27 @@ class Backlog(msgspec.Struct, frozen=True):
 
 def backlog(snapshot: Snapshot, now_us: int) -> Backlog:
     """Count what waits and what failed, of all tenants; costs as much as there is of both."""
-    waiting, oldest_at, after = 0, now_us, ()
-    while page := snapshot.range(Delivery, "due", after=after, limit=_PAGE):
-        waiting += len(page)
-        oldest_at = min(oldest_at, *(delivery.created_at for delivery in page))
-        after = (page[-1].next_attempt_at or 0, page[-1].delivery_id)  # type: ignore[assignment]
-    failed = sum(_failed_of(snapshot, tenant_id) for tenant_id in tenants(snapshot))
+    waiting, failed, oldest_at = 0, 0, now_us
+    for delivery in _queued(snapshot, WAITING):
+        waiting += 1
+        oldest_at = min(oldest_at, delivery.created_at)
+    for _ in _queued(snapshot, FAILED):
+        failed += 1
     return Backlog(waiting, failed, now_us - oldest_at)
 
 
-def tenants(snapshot: Snapshot) -> list[str]:
-    """The tenants that have deliveries, in order; costs one look each."""
-    found: list[str] = []
+def failed_deliveries(snapshot: Snapshot, limit: int) -> list[Delivery]:
+    """Up to `limit` deliveries that were given up, of all tenants."""
+    return snapshot.range(Delivery, "queue", (FAILED,), limit=limit)
+
+
+def _queued(snapshot: Snapshot, status: str) -> Iterator[Delivery]:
     after: Key = ()
-    while page := snapshot.range(Delivery, "tenant", after=after, limit=1):
-        found.append(page[0].tenant_id)
-        after = (page[0].tenant_id,)
-    return found
-
-
-def _failed_of(snapshot: Snapshot, tenant_id: str) -> int:
-    count, after = 0, ()
-    prefix = (tenant_id, FAILED)
-    while page := snapshot.range(Delivery, "status", prefix, after=after, limit=_PAGE):
-        count += len(page)
-        after = (page[-1].delivery_id,)  # type: ignore[assignment]
-    return count
+    while page := snapshot.range(Delivery, "queue", (status,), after=after, limit=_PAGE):
+        yield from page
+        last = page[-1]
+        due_at = () if last.next_attempt_at is None else (last.next_attempt_at,)
+        after = (last.tenant_id, *due_at, last.delivery_id)
 
 
 def plan_forgetting(snapshot: Snapshot, now_us: int, limit: int = 1000) -> list[str]:
@@ -285,16 +317,19 @@ def plan_forgetting(snapshot: Snapshot, now_us: int, limit: int = 1000) -> list[
     found: list[str] = []
     after: Key = ()
     while len(found) < limit:
-        page = snapshot.range(Delivery, "", after=after, before=old, limit=limit)
+        page = snapshot.range(Delivery, "", after=after, before=old, limit=_PAGE)
         found += [delivery.delivery_id for delivery in page if _is_over(delivery, now_us)]
-        if len(page) < limit:
+        if len(page) < _PAGE:
             break
         after = (page[-1].delivery_id,)
     return found[:limit]
 
 
 def forget(catalog: Catalog, delivery_ids: list[str], now_us: int) -> int:
-    """Remove what the plan names and is still over; safe to stop anywhere and to repeat."""
+    """Remove what the plan names and is still over, with what it sent; returns how many.
+
+    Safe to stop anywhere and to repeat.
+    """
     return sum(
         _forget(catalog, delivery_ids[start : start + _BATCH], now_us)
         for start in range(0, len(delivery_ids), _BATCH)
@@ -310,6 +345,9 @@ def _forget(catalog: Catalog, delivery_ids: list[str], now_us: int) -> int:
         ]
         for delivery in over:
             txn.delete(delivery)
+            payload = txn.get(DeliveryPayload, delivery.delivery_id)
+            if payload is not None:
+                txn.delete(payload)
         return len(over)
 
     return catalog.write(change, actor=_ACTOR)

@@ -325,10 +325,11 @@ class Files:
             made: list[StoredFile | None] = []
             for one in chunk:
                 try:
-                    ready = self._adoption.adopt(txn, one.adopted) is None
+                    self._adoption.adopt(txn, one.adopted)
                 except (Moved, BlobDeleting):
-                    ready = False
-                made.append(one.naming.record(txn, one.adopted.measured) if ready else None)
+                    made.append(None)
+                else:
+                    made.append(one.naming.record(txn, one.adopted.measured))
             return made
 
         made = self._catalog.write(

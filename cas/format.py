@@ -1,11 +1,12 @@
 """The format of a ROOT: what VERSION says, and the steps from an older format to this one.
 
-    1 → 2   count_usage    the catalog keeps what each tenant stores; the first count
+    1 → 2   usage_counted    the catalog keeps what each tenant stores; the first count
 
-A step is safe to stop anywhere and to repeat, and VERSION is written after it: a crash in
-between runs the step once more. No process of an older version can be at work meanwhile,
-since its index has another fingerprint, and two that differ never have ROOT open at once.
-Once VERSION is written, older versions refuse the ROOT.
+VERSION is written first: before the journal gets the first record that an older version
+does not know. No process of an older version is at work then, since its index has another
+fingerprint, and two that differ never have ROOT open at once; and none begins any more.
+Then each step runs that has not left its mark in the catalog. A step is safe to stop
+anywhere and to repeat, and sets the mark in its last transaction.
 """
 
 from __future__ import annotations
@@ -15,20 +16,17 @@ from pathlib import Path
 from typing import Final
 
 from cas.catalog import Catalog
+from cas.catalog.ballast import Ballast
 from cas.catalog.recovery import is_full
 from cas.durable import Disk, is_temporary
 from cas.errors import StoreFull, UnsuitableRoot
 from cas.quotas import recount_usage
+from cas.records import Mark
 
 FORMAT_VERSION: Final = 2
 
-
-def _count_usage(catalog: Catalog) -> None:
-    recount_usage(catalog)
-
-
-# From each older format to the next one.
-STEPS: Final[dict[int, Callable[[Catalog], None]]] = {1: _count_usage}
+# By the name of the mark, which a step sets at its end; in the order of the formats.
+STEPS: Final[dict[str, Callable[[Catalog, Mark], object]]] = {"usage_counted": recount_usage}
 
 
 def check_format(root: Path, disk: Disk) -> None:
@@ -54,7 +52,7 @@ def check_format(root: Path, disk: Disk) -> None:
             return check_format(root, disk)
         if foreign:
             raise UnsuitableRoot(root, f"no store, and not empty: {min(foreign)}") from None
-        disk.write_file(version_path, f"{FORMAT_VERSION}\n".encode())
+        _write_version(root, disk)
         return None
     if not text.isdigit() or not 1 <= int(text) <= FORMAT_VERSION:
         raise UnsuitableRoot(
@@ -63,19 +61,35 @@ def check_format(root: Path, disk: Disk) -> None:
     return None
 
 
-def upgrade(root: Path, catalog: Catalog, disk: Disk) -> None:
+def upgrade(root: Path, catalog: Catalog, disk: Disk, ballast: Ballast) -> None:
     """Bring an older ROOT, whose catalog this is, to this format; durable on return.
 
-    On a full disk it stays as it is, to be upgraded when it is opened next: a store must
-    open, or nothing could be deleted from it.
+    On a full disk a step waits for the next opening: a store must open, or nothing could be
+    deleted from it. Raises StoreFull where even the ballast leaves no room for VERSION, and
+    UnsuitableRoot when a newer version was here since `check_format`.
     """
-    version_path = root / "VERSION"
-    try:
-        for version in range(int(version_path.read_text()), FORMAT_VERSION):
-            STEPS[version](catalog)
-            disk.write_file(version_path, f"{version + 1}\n".encode())
-    except StoreFull:
-        return
-    except OSError as error:
-        if not is_full(error):
-            raise
+    check_format(root, disk)
+    if (root / "VERSION").read_text().strip() != str(FORMAT_VERSION):
+        _make_version(root, disk, ballast)
+    with catalog.read() as snapshot:
+        steps = [name for name in STEPS if snapshot.get(Mark, name) is None]
+    for name in steps:
+        try:
+            STEPS[name](catalog, Mark(name, str(FORMAT_VERSION)))
+        except StoreFull:
+            return
+
+
+def _make_version(root: Path, disk: Disk, ballast: Ballast) -> None:
+    while True:
+        try:
+            return _write_version(root, disk)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            if not ballast.release():
+                raise StoreFull(ballast.free_bytes(), 0, root) from error
+
+
+def _write_version(root: Path, disk: Disk) -> None:
+    disk.write_file(root / "VERSION", f"{FORMAT_VERSION}\n".encode())

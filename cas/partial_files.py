@@ -14,12 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import final
 
-from cas.catalog import Catalog
+from cas.catalog import Catalog, pages
 from cas.durable import Disk
 from cas.records import Partial
 from cas.takeover import PATIENCE_S, Takeovers, take
 
-_PAGE = 1000  # records read in one snapshot
 _IDENTIFIER = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
@@ -74,22 +73,21 @@ class PartialFiles:
         with catalog.read() as snapshot:
             return sorted(name for name in names if snapshot.get(Partial, name) is None)
 
-    def short(self, catalog: Catalog) -> Iterator[Partial]:
+    def short(self, catalog: Catalog) -> list[Partial]:
         """The partials whose file has lost bytes that were recorded; costs what is unfinished."""
-        after: tuple[str, ...] = ()
-        while True:
-            with catalog.read() as snapshot:
-                page = snapshot.range(Partial, "", after=after, limit=_PAGE)
-            suspects = [partial for partial in page if self._size(partial) < partial.offset_bytes]
-            with catalog.read() as snapshot:  # some may have been finished meanwhile
-                yield from (
-                    partial
-                    for partial in suspects
-                    if snapshot.get(Partial, partial.partial_id) == partial
-                )
-            if not page:
-                return
-            after = (page[-1].partial_id,)
+        with catalog.read() as snapshot:
+            suspects = [
+                partial
+                for page in pages(snapshot, Partial)
+                for partial in page
+                if self._size(partial) < partial.offset_bytes
+            ]
+        with catalog.read() as snapshot:  # some may have been finished meanwhile
+            return [
+                partial
+                for partial in suspects
+                if snapshot.get(Partial, partial.partial_id) == partial
+            ]
 
     def _size(self, partial: Partial) -> int:
         try:

@@ -234,9 +234,11 @@ class Partials:
         When the source fails, what it brought until then is kept and the error raised;
         unless a digest was promised, for then nothing is kept that was not checked.
 
-        Raises NotFound, PartialExpired, UploadClosed, OffsetMismatch, TooLarge (nothing is
-        kept), ChecksumMismatch (nothing), StoreFull and QuotaExceeded (the recorded offset
-        stays), PartialBusy, PartialTaken when a later writer asked for the partial.
+        Raises NotFound, PartialExpired, UploadClosed, OffsetMismatch, TooLarge (before a
+        byte is read where `promised_size` tells; else what was recorded until then stays),
+        ChecksumMismatch (nothing of the piece is kept), StoreFull and QuotaExceeded (the
+        recorded offset stays), PartialBusy, PartialTaken when a later writer asked for the
+        partial.
         """
         found = self._find(partial_id)
         if found.finished:

@@ -52,13 +52,20 @@ class Probe:
             if not asking and (self._asked_at == 0 or now - self._asked_at >= self._every_s):
                 self._asked_at = now
                 self._answered.clear()
-                threading.Thread(target=self._ask, name="probe", daemon=True).start()
+                self._start()
             asked_at = self._asked_at
         if not self._answered.wait(self._patience_s):
             waited_s = time.monotonic() - asked_at
             raise StoreUnready(f"a commit has not come back for {waited_s:.0f} s")
         if self._trouble is not None:
             raise self._trouble.with_traceback(None)
+
+    def _start(self) -> None:
+        try:
+            threading.Thread(target=self._ask, name="probe", daemon=True).start()
+        except RuntimeError:  # no more threads now; asked again after `every_s`, as ever
+            self._trouble = StoreUnready("no thread can be made to ask the disk")
+            self._answered.set()
 
     def _ask(self) -> None:
         trouble: Exception | None = None

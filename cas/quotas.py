@@ -12,19 +12,21 @@ bytes that are a file already, or turning a slot into a file, takes nothing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain
 from typing import TypeVar, final
 
 import msgspec
 
-from cas.catalog import Catalog, Key, Snapshot, Transaction
+from cas.catalog import Catalog, Snapshot, Transaction, pages
 from cas.errors import LinkQuotaExceeded, QuotaExceeded
-from cas.records import RECORDS, PendingUpload, Record, UploadFile, Usage
+from cas.records import RECORDS, Mark, PendingUpload, UploadFile, Usage
 
-R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
-_PAGE = 1000  # records read at once by a recount
+_ACTOR = "recount"
+_SLOTS_A_WRITE = 1000  # a frame of 200 KB
 
 
 @final
@@ -89,40 +91,60 @@ def usage_of(snapshot: Snapshot, tenant_id: str) -> Usage:
     return snapshot.get(Usage, tenant_id) or Usage(tenant_id, 0, 0)
 
 
-def recount_usage(catalog: Catalog) -> int:
+def recount_usage(catalog: Catalog, done: Mark | None = None) -> int:
     """State the usage of every tenant anew, in one transaction; returns how many were wrong.
 
-    For a store from before there was any, and for the operator whose doctor found a
-    miscount. Slots from before they knew their tenant learn it. Reads all files under the
-    writer lock: a few seconds a million. Harmless to repeat.
+    For a store from before there was any, whose slots learn their tenant first, and for the
+    operator whose doctor found a miscount. Reads all files under the writer lock: a few
+    seconds a million. Harmless to stop anywhere and to repeat; the transaction that ends it
+    sets the mark `done`.
     """
+    found = _nobodys_slots(catalog)
+    for first in range(0, len(found), _SLOTS_A_WRITE):
+        slots = found[first : first + _SLOTS_A_WRITE]
+        catalog.write(partial(_give_tenants, slots=slots), actor=_ACTOR)
 
     def recount(txn: Transaction) -> int:
-        for slot in _all(txn, UploadFile):
-            upload = None if slot.tenant_id else txn.get(PendingUpload, slot.upload_id)
-            if upload is not None:
-                txn.replace(msgspec.structs.replace(slot, tenant_id=upload.tenant_id))
-        counted = _counted(txn)
-        recorded = {usage.tenant_id: usage for usage in _all(txn, Usage)}
-        wrong = 0
-        for tenant_id in counted.keys() | recorded.keys():
-            right, found = counted.get(tenant_id), recorded.get(tenant_id)
-            if right == found:
-                continue
-            wrong += 1
-            if right is None and found is not None:
-                txn.delete(found)
-            elif right is not None:
-                (txn.replace if found else txn.insert)(right)
-        return wrong
+        if done is not None:
+            if txn.get(Mark, done.name) is not None:
+                return 0  # another process that opened the store was faster
+            txn.insert(done)
+        wrong = miscounted_usage(txn)
+        for recorded, counted in wrong:
+            if not (counted.files or counted.size_bytes):
+                txn.delete(recorded)
+            elif txn.get(Usage, counted.tenant_id) is None:
+                txn.insert(counted)
+            else:
+                txn.replace(counted)
+        return len(wrong)
 
-    return catalog.write(recount, actor="recount")
+    return catalog.write(recount, actor=_ACTOR)
+
+
+def _nobodys_slots(catalog: Catalog) -> list[UploadFile]:
+    """The slots that count for nobody, though their upload has a tenant."""
+    with catalog.read() as snapshot:
+        return [
+            slot
+            for page in pages(snapshot, UploadFile)
+            for slot in page
+            if not slot.tenant_id and snapshot.get(PendingUpload, slot.upload_id)
+        ]
+
+
+def _give_tenants(txn: Transaction, slots: Iterable[UploadFile]) -> None:
+    for found in slots:
+        slot = txn.get(UploadFile, found.upload_id, found.file_index)
+        upload = txn.get(PendingUpload, found.upload_id)
+        if slot is not None and not slot.tenant_id and upload is not None:
+            txn.replace(msgspec.structs.replace(slot, tenant_id=upload.tenant_id))
 
 
 def miscounted_usage(snapshot: Snapshot) -> list[tuple[Usage, Usage]]:
     """(recorded, counted) of every tenant whose usage is wrong in this snapshot."""
     counted = _counted(snapshot)
-    recorded = {usage.tenant_id: usage for usage in _all(snapshot, Usage)}
+    recorded = {usage.tenant_id: usage for page in pages(snapshot, Usage) for usage in page}
     return [
         (
             recorded.get(tenant_id, Usage(tenant_id, 0, 0)),
@@ -140,7 +162,7 @@ def _counted(snapshot: Snapshot) -> dict[str, Usage]:
         counts = kind.schema.counts
         if counts is None:
             continue
-        for record in _all(snapshot, kind):
+        for record in chain.from_iterable(pages(snapshot, kind)):
             if counts.unless_none and getattr(record, counts.unless_none) is None:
                 continue
             total = totals[getattr(record, "tenant_id")]  # noqa: B009  # not of every Record
@@ -151,10 +173,3 @@ def _counted(snapshot: Snapshot) -> dict[str, Usage]:
         for tenant_id, (files, size_bytes) in totals.items()
         if tenant_id and (files or size_bytes)
     }
-
-
-def _all(snapshot: Snapshot, kind: type[R]) -> Iterator[R]:
-    after: Key = ()
-    while page := snapshot.range(kind, "", after=after, limit=_PAGE):
-        yield from page
-        after = page[-1].primary_key()

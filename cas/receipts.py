@@ -14,9 +14,10 @@ form, base64url, put between the two dots.
 `receipt` holds text, whole numbers, lists, objects and null only. For these the canonical
 form is `json.dumps` with sorted keys and no spaces. Nothing in it opens anything.
 
-A receipt is made from the records of the upload and its slots alone: asked for again it is
-the same, also when its files are deleted. The header names its key by the thumbprint (RFC
-7638), by which the JWKS lists it.
+What is stated of the upload is made from its record and its slots alone: asked for again it
+is the same, also when its files are deleted. The issuer is the server's present public URL,
+and the newest key signs, so after a change of either the copies differ, and each one stays
+valid. The header names its key by the thumbprint (RFC 7638), by which the JWKS lists it.
 """
 
 from __future__ import annotations

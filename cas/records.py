@@ -271,6 +271,7 @@ class Delivery(Record, frozen=True, array_like=True):
     """A message that must reach somebody outside, such as the callback of an upload.
 
     Committed with the change it speaks of (invariant 6); sent by the background process.
+    What is sent is in its `DeliveryPayload`: this record is written at every attempt.
     """
 
     delivery_id: str  # also the idempotency key: the same at every attempt
@@ -278,7 +279,6 @@ class Delivery(Record, frozen=True, array_like=True):
     kind: str  # "callback"
     subject: str  # what it speaks of: an upload's identifier
     target: str  # a URL
-    payload: bytes  # JSON
     status: str  # waiting, done or failed
     created_at: int
     next_attempt_at: int | None  # while waiting: what the background process walks
@@ -297,6 +297,7 @@ class Delivery(Record, frozen=True, array_like=True):
             "tenant": ("tenant_id", "delivery_id"),
             "status": ("tenant_id", "status", "delivery_id"),
             "subject": ("tenant_id", "subject", "delivery_id"),
+            "queue": ("status", "tenant_id", "next_attempt_at", "delivery_id"),
         },
     )
 
@@ -315,6 +316,16 @@ class Usage(Record, frozen=True, array_like=True):
     schema: ClassVar[Schema] = Schema("usage", 9, key=("tenant_id",))
 
 
+@final
+class DeliveryPayload(Record, frozen=True, array_like=True):
+    """The bytes that every attempt of a delivery sends: up to 300 KB, written once."""
+
+    delivery_id: str
+    payload: bytes  # JSON
+
+    schema: ClassVar[Schema] = Schema("delivery_payloads", 10, key=("delivery_id",))
+
+
 RECORDS: tuple[type[Record], ...] = (
     Blob,
     StoredFile,
@@ -325,4 +336,5 @@ RECORDS: tuple[type[Record], ...] = (
     Partial,
     Delivery,
     Usage,
+    DeliveryPayload,
 )

@@ -131,12 +131,17 @@ class Scrub:
         bytes_per_s: int = 0,
         dry_run: bool = False,
         progress: Callable[[int], None] | None = None,
+        wait: Callable[[float], object] = time.sleep,
     ) -> None:
-        """`bytes_per_s` 0 is no limit; `progress` is called with the bytes checked so far."""
+        """`bytes_per_s` 0 is no limit; `progress` is called with the bytes checked so far.
+
+        `wait` is called to wait so many seconds for the rate's sake. What it raises ends the
+        step in the middle, with nothing recorded of the blobs it was at.
+        """
         self._store = store
         self._dry_run = dry_run
         self._progress = progress
-        self._pace = _Pace(bytes_per_s) if bytes_per_s else None
+        self._pace = _Pace(bytes_per_s, wait) if bytes_per_s else None
         self._grace_us = store.settings.store.grace
         self.report = ScrubReport(dry_run=dry_run)
         with store.catalog.read() as snapshot:
@@ -402,8 +407,9 @@ def _stat(path: Path) -> os.stat_result | None:
 class _Pace:
     """Keeps to so many bytes a second, measured from when it began or last caught up."""
 
-    def __init__(self, bytes_per_s: int) -> None:
+    def __init__(self, bytes_per_s: int, wait: Callable[[float], object]) -> None:
         self._bytes_per_s = bytes_per_s
+        self._wait = wait
         self._free_at_s = time.monotonic()
 
     def spend(self, size_bytes: int) -> None:
@@ -411,4 +417,4 @@ class _Pace:
         now_s = time.monotonic()
         # Time in which nothing was read is not saved up.
         self._free_at_s = max(self._free_at_s, now_s) + size_bytes / self._bytes_per_s
-        time.sleep(self._free_at_s - now_s)
+        self._wait(self._free_at_s - now_s)

@@ -108,6 +108,10 @@ class Staged:
             self._disk.sync_data(self.fd)
             self.synced = True
 
+    def seen(self) -> Placed:
+        """The copy as it shows under any name it has."""
+        return Placed.of(os.fstat(self.fd))
+
     def become(self, other: Staged) -> None:
         """Take over the copy that `other` holds; the own one is closed."""
         temporary, self._temporary = self._temporary, other._temporary

@@ -27,6 +27,7 @@ from cas.records import Mark, PendingUpload, StoredFile
 from cas.retention import parse_retention
 from cas.uploads import Policy, UploadLink, Uploads, as_of, upload_behind
 
+_LOOK_AGAIN_US = 250_000
 STORE_ID = "store_id"  # the mark that names this store for ever
 
 
@@ -42,6 +43,7 @@ class Store:
         self.clock = clock
         self.disk = disk
         self.catalog = catalog
+        self._looked_at_us = self._last_frame_us = 0
         self.blobs = BlobFiles(root, disk, settings.store.min_free)
         self.collector = Collector(root, catalog, self.blobs, settings.store.grace)
         self.partial_files = PartialFiles(root, disk)
@@ -97,7 +99,7 @@ class Store:
         )
         store = cls(root, settings, clock, disk, catalog)
         try:
-            upgrade(root, catalog, disk)
+            upgrade(root, catalog, disk, catalog.ballast)
             store.store_id()
         except BaseException:
             store.close()
@@ -184,6 +186,16 @@ class Store:
     def now_us(self, snapshot: Snapshot) -> int:
         """Catalog time as this snapshot may see it: never before its last frame."""
         return advance(self.clock, snapshot.position.at_us, self.settings.sweeper.max_clock_gap)
+
+    def about_now_us(self) -> int:
+        """Catalog time by the newest frame that this process looked at in the last quarter of
+        a second: for what is judged at each request, and to the second."""
+        now_us = self.clock.now_us()
+        if not 0 <= now_us - self._looked_at_us < _LOOK_AGAIN_US:
+            with self.catalog.read() as snapshot:
+                self._last_frame_us = snapshot.position.at_us
+            self._looked_at_us = now_us
+        return advance(self.clock, self._last_frame_us, self.settings.sweeper.max_clock_gap)
 
     def clock_trouble(self) -> str:
         """Why nothing may be swept now (invariant 10), in words; "" when the clock is right."""

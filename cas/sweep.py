@@ -8,6 +8,7 @@ believed (invariant 10). A hold outlives every expiry.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import TypeVar, final
 
@@ -20,6 +21,8 @@ from cas.records import EXPIRED, PENDING, Event, Partial, PendingUpload, Record,
 from cas.uploads import close_upload
 
 R = TypeVar("R", bound=Record)
+
+_log = logging.getLogger(__name__)
 
 _BATCH = 500  # records a transaction: a few ms of the writer lock
 _ACTOR = "sweep"
@@ -172,9 +175,15 @@ def _end_upload(catalog: Catalog, upload_id: str, now_us: int) -> list[str] | No
 
 
 def _remove(partial_files: PartialFiles, partial_ids: list[str]) -> int:
+    """Remove the files; returns how many are gone. One that cannot be keeps no other one."""
+    removed = 0
     for partial_id in partial_ids:
-        partial_files.remove(partial_id)
-    return len(partial_ids)
+        try:
+            partial_files.remove(partial_id)
+            removed += 1
+        except OSError as error:
+            _log.warning("partial/%s cannot be removed: %s", partial_id, error.strerror)
+    return removed
 
 
 def _chunks(identifiers: list[str]) -> Iterator[list[str]]:

@@ -13,6 +13,7 @@ between processes alike, and a kill releases them. Nothing is left on the disk.
 from __future__ import annotations
 
 import fcntl
+import logging
 import struct
 import threading
 import time
@@ -21,6 +22,8 @@ from contextlib import contextmanager
 from typing import Protocol, final, runtime_checkable
 
 from cas.errors import PartialBusy
+
+_log = logging.getLogger(__name__)
 
 # Looking costs one system call, about a µs, for each writer of this process.
 _LOOK_EVERY_S = 0.1
@@ -43,19 +46,28 @@ class Interruptible(Protocol):
 class Writer:
     """A writer that reads from `source` while it holds `fd`; `wanted` once another asked."""
 
-    __slots__ = ("fd", "source", "wanted")
+    __slots__ = ("_looking", "fd", "source", "wanted")
 
     def __init__(self, fd: int, source: object) -> None:
         self.fd = fd
         self.source = source
         self.wanted = False
+        self._looking = True
 
     def look(self) -> None:
-        """Stop reading if somebody wants the file."""
-        if not self.wanted and _is_wanted(self.fd):
-            self.wanted = True
-            if isinstance(self.source, Interruptible):
-                self.source.interrupt()
+        """Stop reading if somebody wants the file. Its own failure it suffers alone."""
+        if not self._looking:
+            return
+        try:
+            if _is_wanted(self.fd):
+                self._looking, self.wanted = False, True
+                if isinstance(self.source, Interruptible):
+                    self.source.interrupt()
+        except Exception:  # noqa: BLE001  # other writers are looked after by this thread too
+            # Once: it would fail as often as it is looked at. Who wants the file waits
+            # until this writer ends, or is told to come again.
+            self._looking = False
+            _log.exception("a writer of a resumable upload could not be interrupted")
 
 
 @final
@@ -85,11 +97,13 @@ class Takeovers:
 
     def _watch(self) -> None:
         with self._changed:
-            while self._writers:
-                for writer in self._writers:
-                    writer.look()
-                self._changed.wait(_LOOK_EVERY_S)
-            self._watching = False
+            try:
+                while self._writers:
+                    for writer in self._writers:
+                        writer.look()
+                    self._changed.wait(_LOOK_EVERY_S)
+            finally:
+                self._watching = False  # the next writer starts another
 
 
 def take(fd: int, patience_s: float) -> None:

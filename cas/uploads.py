@@ -241,6 +241,7 @@ class UploadLink:
         self._adoption = adoption
         self._policy = policy
         self._quota = policy.quota.untold()
+        self._now_us = now_us
         self._request_id = request_id
         self._actor = f"upload:{upload.upload_id}"
         self.upload = upload
@@ -292,8 +293,7 @@ class UploadLink:
         self._check_slot(index)
         if self.upload.status != PENDING:
             raise UploadClosed(self.upload.status)
-        if promised_size is not None:
-            self._admit(index, promised_size)
+        self._foresee(index, promised_size, only_free=only_free)
         with self._blobs.stage(
             source,
             promised_size=promised_size,
@@ -525,6 +525,15 @@ class UploadLink:
             txn.replace(slot)
         return slot
 
+    def _foresee(self, index: int, promised_size: int | None, *, only_free: bool) -> None:
+        """Refuse before the body is read what would be refused when it has come."""
+        with self._catalog.read() as snapshot:
+            self._pending_at(snapshot, self._now_us(snapshot))
+            if only_free:
+                self._check_free(snapshot, index)
+        if promised_size is not None:
+            self._admit(index, promised_size)
+
     def _admit(self, index: int | None, size_bytes: int) -> None:
         """Refuse a body that the tenant has no room for before it is read."""
         if not self._quota:
@@ -587,18 +596,21 @@ class UploadLink:
         if not 0 <= index < self.upload.max_files:
             raise NotFound("slot", str(index))
 
-    def _check_free(self, txn: Transaction, index: int) -> None:
-        claimed = partials_of(txn, self.upload.upload_id)
-        filled = txn.get(UploadFile, self.upload.upload_id, index) is not None
+    def _check_free(self, snapshot: Snapshot, index: int) -> None:
+        claimed = partials_of(snapshot, self.upload.upload_id)
+        filled = snapshot.get(UploadFile, self.upload.upload_id, index) is not None
         if filled or any(partial.file_index == index for partial in claimed):
             raise SlotTaken(index)
 
     def _pending(self, txn: Transaction) -> PendingUpload:
         """The upload as it is in this transaction; raises UploadClosed unless pending."""
-        upload = txn.get(PendingUpload, self.upload.upload_id)
+        return self._pending_at(txn, txn.now_us)
+
+    def _pending_at(self, snapshot: Snapshot, now_us: int) -> PendingUpload:
+        upload = snapshot.get(PendingUpload, self.upload.upload_id)
         if upload is None:
             raise NotFound("upload", self.upload.upload_token)
-        upload = as_of(upload, txn.now_us)
+        upload = as_of(upload, now_us)
         if upload.status != PENDING:
             raise UploadClosed(upload.status)
         return upload

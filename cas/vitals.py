@@ -19,9 +19,9 @@ import msgspec
 from cas.background import background_of
 from cas.catalog import Key, Snapshot
 from cas.clock import SECOND_US
+from cas.deliveries import failed_deliveries
 from cas.digest import Digest
 from cas.records import (
-    FAILED,
     Blob,
     Delivery,
     Partial,
@@ -178,7 +178,7 @@ def _size(entry: os.DirEntry[str]) -> int:
 
 def _queues(snapshot: Snapshot, now_us: int, grace_us: int) -> dict[str, Queue]:
     deliveries = snapshot.range(Delivery, "due", limit=QUEUE_MAX)
-    failed = list(_failed(snapshot))
+    failed = failed_deliveries(snapshot, QUEUE_MAX)
     condemned = snapshot.range(Blob, "condemned", before=(now_us - grace_us,), limit=QUEUE_MAX)
     deleting = snapshot.range(Blob, "deleting", limit=QUEUE_MAX)
     missing = snapshot.range(Blob, "missing", limit=QUEUE_MAX)
@@ -201,18 +201,6 @@ def _queues(snapshot: Snapshot, now_us: int, grace_us: int) -> dict[str, Queue]:
 def _queue(since: list[int | None], now_us: int) -> Queue:
     oldest_us = min((at for at in since if at is not None), default=now_us)
     return Queue(len(since), max(0, now_us - oldest_us) / SECOND_US)
-
-
-def _failed(snapshot: Snapshot) -> Iterator[Delivery]:
-    """Deliveries that were given up; costs the tenants that have any deliveries."""
-    room = QUEUE_MAX
-    after: Key = ()
-    while room and (found := snapshot.range(Delivery, "status", after=after, limit=1)):
-        tenant_id = found[0].tenant_id
-        failed = snapshot.range(Delivery, "status", (tenant_id, FAILED), limit=room)
-        yield from failed
-        room -= len(failed)
-        after = (tenant_id,)
 
 
 def _all(snapshot: Snapshot, kind: type[R], most: int | None = None) -> Iterator[R]:

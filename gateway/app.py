@@ -13,8 +13,10 @@ from cas.receipts import Receipts
 from cas.store import Store
 from gateway import errors
 from gateway.auth import Tokens
+from gateway.board import Board, Meter
 from gateway.cors import Cors
 from gateway.counters import Counters
+from gateway.docs_page import DocsResource
 from gateway.door import Door
 from gateway.downloads import DownloadResource, Sender
 from gateway.health import HealthResource, ReadyResource
@@ -22,7 +24,7 @@ from gateway.issuers import Issuers
 from gateway.limits import Limits
 from gateway.links import Links
 from gateway.logs import Observed
-from gateway.metrics import Board, Meter, MetricsResource, routes_of
+from gateway.metrics import MetricsResource, routes_of
 from gateway.openapi import DocumentResource, Routes
 from gateway.receipts import ReceiptKeysResource, ReceiptResource
 from gateway.signing import Signer
@@ -51,13 +53,9 @@ def create_app(
         board = Board()
         meter = Meter(board, board.take(), store)
 
-    def now_us() -> int:
-        with store.catalog.read() as snapshot:
-            return store.now_us(snapshot)
-
     limits = Limits(settings, counters or Counters())
-    tokens = Tokens(keys.jwt, now_us, Issuers.of(settings.auth), limits.tenant)
-    links = Links(Signer(keys.signing), now_us, settings.gateway)
+    tokens = Tokens(keys.jwt, store.about_now_us, Issuers.of(settings.auth), limits.tenant)
+    links = Links(Signer(keys.signing), store.about_now_us, settings.gateway)
     door = Door(store, links, limits)
     sender = Sender(door, settings.gateway.accel_redirect)
     uploads = UploadsResource(door, tokens, links)
@@ -93,6 +91,8 @@ def create_app(
     add("/healthz", HealthResource())
     add("/readyz", ReadyResource(store, settings))
     hide("/metrics", MetricsResource(store, meter, settings.gateway))
-    hide("/api/v1/openapi.json", DocumentResource(routes.document()))
+    document = routes.document()
+    hide("/api/v1/openapi.json", DocumentResource(document))
+    hide("/docs", DocsResource(document, settings.gateway.public_url))
     meter.know_routes(routes_of(app))
     return app

@@ -39,6 +39,7 @@ BYTES_PER_S_MIN: Final = 512  # where no settings say otherwise
 DRAIN_BYTES_MAX: Final = 64 * 1024
 # One read of the plain path: large enough that the calls cost nothing.
 _STEP_BYTES: Final = 256 * 1024
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 T = TypeVar("T")
 
@@ -181,10 +182,9 @@ class RequestBody(io.RawIOBase):
         view = memoryview(buffer)
         if self.ended or not len(view):
             return 0
-        if self._invite:
-            self._invite = False
-            self._unreader.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
+            if self._invite:
+                self._send_invitation()
             count = self._receive(view) if self._direct else self._copy(view)
         except BaseException:
             self._fail()
@@ -203,6 +203,19 @@ class RequestBody(io.RawIOBase):
         rest = None if self.length_bytes is None else self.length_bytes - self.received_bytes
         if self._invite or rest is None or rest > DRAIN_BYTES_MAX:
             self._fail()
+
+    def _send_invitation(self) -> None:
+        """At once or not at all: who has not read the answers before it, with which our
+        side's buffer is full, must not have a slot wait for that (invariant 11)."""
+        self._invite = False
+        try:
+            sent = self._unreader.sock.send(_CONTINUE, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except ConnectionError:
+            raise BodyTruncated(0, self.length_bytes) from None
+        if sent < len(_CONTINUE):
+            raise BodyTooSlow(0)
 
     def _fail(self) -> None:
         self.failed = True

@@ -33,8 +33,12 @@ _GUARDS: Final = {
 }
 
 # What every download takes, answers and refuses.
-RANGE: Final = Parameter("Range", "`bytes=0-99`; one range.", where="header")
-IF_NONE_MATCH: Final = Parameter("If-None-Match", "The ETag of a copy.", where="header")
+CONDITIONS: Final = (
+    Parameter("Range", "`bytes=0-99`; one range.", where="header"),
+    Parameter("If-Range", "The ETag that the range is of; else all is sent.", where="header"),
+    Parameter("If-Match", "The ETag that is wanted, and no other.", where="header"),
+    Parameter("If-None-Match", "The ETag of a copy.", where="header"),
+)
 _SENT_HEADERS: Final = {
     "ETag": "The SHA-256, quoted.",
     "Repr-Digest": "The SHA-256 of the whole (RFC 9530).",
@@ -117,7 +121,7 @@ class DownloadResource:
     @operation(
         Right.SIGNATURE,
         name="download",
-        parameters=[forms.EXPIRES, forms.SIGNATURE, RANGE, IF_NONE_MATCH],
+        parameters=[forms.EXPIRES, forms.SIGNATURE, *CONDITIONS],
         replies=SENT,
         refuses=[LinkExpired, *SENDING_REFUSES],
     )
@@ -126,8 +130,6 @@ class DownloadResource:
     ) -> None:
         """Download a file by its signed URL."""
         self._sender.send(req, resp, self._door.file(req, file_id, filename))
-
-    on_head = on_get
 
 
 def attachment(filename: str) -> str:

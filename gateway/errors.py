@@ -26,6 +26,7 @@ from cas import errors as cas
 from cas.errors import BlobcaskError
 from cas.uploads import ResumePayload
 from gateway.body import BodyTooSlow, BodyTruncated
+from gateway.route_names import route_name
 
 log = logging.getLogger("blobcask.gateway")
 
@@ -273,14 +274,15 @@ def _answer(
 
 
 def _answer_falcon(
-    _req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, _params: dict[str, Any]
+    req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, _params: dict[str, Any]
 ) -> None:
     status = error.status_code
+    req.context.code = _FALCON_CODES.get(status, "invalid_request")
     if error.headers:
         resp.set_headers(error.headers)
     title = HTTPStatus(status).phrase
     detail = _NOTHING if status == 404 else error.description or f"{title}."
-    _write(resp, status, _FALCON_CODES.get(status, "invalid_request"), title, detail, {})
+    _write(resp, status, req.context.code, title, detail, {})
 
 
 def _write(
@@ -323,7 +325,7 @@ def _row(error: BaseException) -> _Row:
 def request_line(req: falcon.Request) -> str:
     """A request for the log: neither tokens nor signatures, which open things."""
     request_id = getattr(req.context, "request_id", "-")
-    return f"{req.method} {req.uri_template or '(no route)'} [{request_id}]"
+    return f"{req.method} {route_name(req.uri_template or '(no route)')} [{request_id}]"
 
 
 @final

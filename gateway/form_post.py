@@ -15,6 +15,7 @@ is the upload's token in the address, and who can name that may upload anyway.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Protocol, final
@@ -85,14 +86,15 @@ def receive(req: falcon.Request, link: UploadLink) -> Posted:
     delimiter = (
         b"\r\n--" + falcon.parse_header(req.content_type or "")[1]["boundary"].rstrip().encode()
     )
+    slots = _FreeSlots(link)
     with _readable():
         for part in form:
             _refuse_nested(part)
             if part.filename is not None:
                 if part.filename:  # else a picker in which nothing was chosen
-                    _store(part, _FileBytes(part, reader, delimiter), link, posted)
+                    _store(part, _FileBytes(part, reader, delimiter), link, slots, posted)
             else:
-                _field(part, link, posted)
+                _field(part, link, slots, posted)
     return posted
 
 
@@ -125,35 +127,62 @@ def _refuse_nested(part: BodyPart) -> None:
         raise MultipartParseError(description="forms within forms are not read")
 
 
-def _store(part: BodyPart, source: _FileBytes, link: UploadLink, posted: Posted) -> None:
+def _store(
+    part: BodyPart, source: _FileBytes, link: UploadLink, slots: _FreeSlots, posted: Posted
+) -> None:
     # Browsers write a quote so, and everything else as it is.
     filename = (part.filename or "").replace("%22", '"')
     try:
         check_name(filename)
         link.put(
-            _free_slot(link),
+            slots.first(),
             source,
             filename=filename,
             content_type=forms.fit_media_type(part.content_type),
             only_free=True,
         )
     except _REFUSALS as refusal:
+        if isinstance(refusal, SlotTaken):  # another window was faster
+            slots.forget()
         posted.refused.append((filename, refusal))
     else:
+        slots.filled()
         posted.stored.append(filename)
 
 
-def _free_slot(link: UploadLink) -> int:
-    """The first slot that is neither filled nor waited for; raises SlotsTaken."""
-    taken = {slot.file_index for slot in link.slots()}
-    taken |= {partial.index for partial in link.partials()}
-    for index in range(link.upload.max_files):
-        if index not in taken:
-            return index
-    raise SlotsTaken(link.upload.max_files)
+@final
+class _FreeSlots:
+    """The slots that are neither filled nor waited for, looked up once for a form: it may
+    have as many files as an upload has slots."""
+
+    def __init__(self, link: UploadLink) -> None:
+        self._link = link
+        self._free: deque[int] | None = None
+
+    def first(self) -> int:
+        """Raises SlotsTaken."""
+        if self._free is None:
+            self._free = self._look()
+        if not self._free:
+            raise SlotsTaken(self._link.upload.max_files)
+        return self._free[0]
+
+    def filled(self) -> None:
+        """The first one is not free any more."""
+        if self._free:
+            self._free.popleft()
+
+    def forget(self) -> None:
+        """Something else changed the slots: look again."""
+        self._free = None
+
+    def _look(self) -> deque[int]:
+        taken = {slot.file_index for slot in self._link.slots()}
+        taken |= {partial.index for partial in self._link.partials()}
+        return deque(index for index in range(self._link.upload.max_files) if index not in taken)
 
 
-def _field(part: BodyPart, link: UploadLink, posted: Posted) -> None:
+def _field(part: BodyPart, link: UploadLink, slots: _FreeSlots, posted: Posted) -> None:
     if part.name == "files":
         raise MultipartParseError(description="a file came without its name")
     text = part.get_data().decode().strip()
@@ -161,6 +190,7 @@ def _field(part: BodyPart, link: UploadLink, posted: Posted) -> None:
         posted.finish = True
     elif part.name == "remove":
         _remove(text, link)
+        slots.forget()
 
 
 def _remove(text: str, link: UploadLink) -> None:

@@ -119,10 +119,11 @@ class ShownUploadForm(TypedDict):
 
 
 class UploadForm(ShownUploadForm):
-    """An upload as the tenant that asked for it sees it."""
+    """An upload as the tenant that asked for it sees it. Its token is the right to upload:
+    null for those who may only view."""
 
     upload_id: str
-    upload_token: str
+    upload_token: str | None
     event_name: str
     callback_url: str | None
     retention_policy: str
@@ -142,9 +143,10 @@ class CallbackForm(TypedDict):
 
 
 class LinkedUploadForm(UploadForm):
-    """An upload with the address of its page; `callback` is null where none is sent (yet)."""
+    """An upload with the address of its page, null for those who may only view; `callback` is
+    null where none is sent (yet)."""
 
-    upload_url: str
+    upload_url: str | None
     callback: CallbackForm | None
 
 
@@ -275,11 +277,11 @@ def internal(file: StoredFile, store_name: str) -> InternalForm:
     }
 
 
-def pending_upload(upload: PendingUpload) -> UploadForm:
-    """An upload as the tenant that asked for it sees it."""
+def pending_upload(upload: PendingUpload, *, opening: bool) -> UploadForm:
+    """An upload as the tenant that asked for it sees it, with or without what opens it."""
     return {
         "upload_id": upload.upload_id,
-        "upload_token": upload.upload_token,
+        "upload_token": upload.upload_token if opening else None,
         "event_name": upload.event_name,
         "callback_url": upload.callback_url,
         "retention_policy": upload.retention_policy,

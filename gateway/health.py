@@ -10,17 +10,20 @@ import msgspec
 
 from cas.background import background_of
 from cas.config import Settings
-from cas.errors import CatalogError
+from cas.errors import CatalogError, CatalogFailed, IndexDamaged, StoreFull
 from cas.probe import Probe
 from cas.store import Store
 from gateway import forms
+from gateway.addresses import Watchers
 from gateway.errors import NotReady
 from gateway.operations import Reply, Right, operation
+from gateway.pool import outside_slot
 
 
 @final
 class Health(msgspec.Struct, frozen=True):
-    """`degraded` names what is wrong, though requests can be served."""
+    """`degraded` names what is wrong, though requests can be served; who may not read
+    `/metrics` is told nothing of it."""
 
     status: str
     degraded: list[str] = []
@@ -35,8 +38,6 @@ class HealthResource:
         """Whether the process answers; asks nothing of the disk."""
         forms.answer(resp, {"status": "ok"})
 
-    on_head = on_get
-
 
 @final
 class ReadyResource:
@@ -46,26 +47,39 @@ class ReadyResource:
         self._store = store
         self._probe = Probe(store)
         self._free_bytes_min = settings.store.min_free
+        gateway = settings.gateway
+        self._watchers = Watchers(gateway.metrics_from, gateway.trusted_proxies)
 
     @operation(
         Right.NONE,
         name="ready",
         replies={200: Reply("Requests can be served.", Health)},
-        refuses=[NotReady, CatalogError],
+        refuses=[NotReady, CatalogError, StoreFull],
     )
-    def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Whether this node should get traffic.
 
         503 while nothing can be committed, or while the disk is below `[store] min_free`. A
         doubtful clock or a background process that does not beat is told in `degraded`.
+        What is wrong is told to the networks of `[gateway] metrics_from` only.
         """
-        # Raised as they are: a catalog that must be opened anew is, though nobody writes.
-        self._probe.check()
+        if self._watchers.include(req.env):
+            self._check()
+            forms.answer(resp, {"status": "ready", "degraded": list(self._degraded())})
+            return
+        try:
+            self._check()
+        except (CatalogFailed, IndexDamaged):
+            raise  # whoever asks: it must be opened anew, though nobody writes
+        except (NotReady, CatalogError, StoreFull):
+            raise NotReady("this node should get no traffic now") from None
+        forms.answer(resp, {"status": "ready"})
+
+    def _check(self) -> None:
+        with outside_slot():  # a disk that hangs must not keep others from their turn
+            self._probe.check()
         if self._store.blobs.free_bytes() < self._free_bytes_min:
             raise NotReady("the disk has less free space than [store] min_free")
-        forms.answer(resp, {"status": "ready", "degraded": list(self._degraded())})
-
-    on_head = on_get
 
     def _degraded(self) -> Iterator[str]:
         if trouble := self._store.clock_trouble():

@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from cas.clock import SECOND_US
 from cas.config import AuthSettings
 from cas.errors import InvalidSetting
+from gateway.pool import outside_slot
 
 log = logging.getLogger("blobcask.gateway")
 
@@ -84,13 +85,17 @@ class Issuers:
 
     @classmethod
     def of(cls, settings: AuthSettings) -> Issuers:
-        """Raises InvalidSetting for a file that cannot be read or holds no usable key."""
+        """Raises InvalidSetting for a file that cannot be read or holds no usable key, and for
+        `jwks_url` without `audience`."""
         sources: list[KeySource] = []
         if settings.public_keys is not None:
             sources.append(_started(PemFile, "public_keys", settings.public_keys))
         if settings.jwks_file is not None:
             sources.append(_started(JwksFile, "jwks_file", settings.jwks_file))
         if settings.jwks_url:
+            if not settings.audience:  # the provider signs for all its applications
+                reason = "name this server's audience, or any token of jwks_url's issuer opens it"
+                raise InvalidSetting("auth", "audience", "", reason)
             sources.append(JwksUrl(settings.jwks_url, settings.jwks_refresh / SECOND_US))
         return cls(tuple(sources), issuer=settings.issuer, audience=settings.audience)
 
@@ -204,9 +209,14 @@ class JwksUrl:
     def _fetch(self, *, wait: bool) -> None:
         """Fetch, unless that was just done. `wait` for one that is under way.
 
-        While fetches fail nobody waits but who fetches: a publisher that hangs, and tokens
-        with made-up key identifiers, must not hold all threads (invariant 11).
+        All of it outside the working slot: a publisher that is slow, and strangers' tokens
+        with made-up key identifiers, must not stop the requests of others (invariant 11).
+        While fetches fail nobody waits but who fetches.
         """
+        with outside_slot():
+            self._fetch_in_turn(wait=wait)
+
+    def _fetch_in_turn(self, *, wait: bool) -> None:
         if not self._turn.acquire(timeout=FETCH_S if wait and not self._failing else 0):
             return
         try:

@@ -1,9 +1,10 @@
 """Limits: what an address, a tenant, a link and everybody together may do in a while.
 
     requests   of an address: before anything else; of a tenant: once its token is believed
-    bytes      of an address, a tenant, a link: a body of known length is paid for before it
-               is invited, and what did not come is given back; one of unknown length is paid
-               for while it comes, and ends where the limit is reached
+    bytes      of an address, a tenant, a link: paid for while they come, the first step of a
+               known length before it is invited; a body ends where a limit is reached. For a
+               link, which nobody shares, a known length is paid as a whole before it is
+               invited, and what did not come is given back
     guesses    unknown upload tokens and bad signatures: see `Guesses`
 
 `/healthz`, `/readyz` and `/metrics` are for those who watch the server, above all when it
@@ -16,8 +17,10 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Final, final
 
 import falcon
@@ -30,7 +33,7 @@ from cas.errors import NotFound, TooLarge
 from cas.records import PendingUpload
 from gateway.addresses import Address, client_address
 from gateway.body import RequestBody
-from gateway.counters import Counters
+from gateway.counters import Counters, monotonic_us
 from gateway.errors import BadSignature, TooManyRequests
 
 log = logging.getLogger("blobcask.gateway")
@@ -38,12 +41,22 @@ log = logging.getLogger("blobcask.gateway")
 EXEMPT_PATHS: Final = frozenset(("/healthz", "/readyz", "/metrics"))
 # A household or a rented machine has a whole IPv6 network of this size to choose from.
 IPV6_NETWORK_BITS: Final = 64
-# A body of unknown length is paid for in pieces of this size.
+# Bodies are paid for in steps of this size, so that one that is announced long, and then
+# trickles, closes nothing for others.
 STEP_BYTES: Final = 1 << 20
+# Requests are taken ahead in parts of their limit, so that those who make thousands do not
+# all wait for one lock; a limit below this is counted one by one.
+AHEAD_PART: Final = 400
+AHEAD_PART_OF_BYTES: Final = 1 << 16
+AHEAD_FROM_BYTES: Final = 1 << 30
+PURSE_US: Final = 1_000_000
+PURSES_MAX: Final = 4096
+INNOCENT_US: Final = 250_000
 _NO_LIMIT: Final = 1 << 62
 _EVERYBODY: Final = ""
 
 
+@lru_cache(4096)
 def network_of(address: Address | None) -> str:
     """For whom an address counts. Those whom nobody names (a Unix socket without
     X-Forwarded-For) are one."""
@@ -53,16 +66,41 @@ def network_of(address: Address | None) -> str:
 
 
 @final
+class Purse:
+    """What one process has taken ahead for somebody, and until when it may be spent."""
+
+    __slots__ = ("left", "until_us")
+
+    def __init__(self, until_us: int) -> None:
+        self.left = 0
+        self.until_us = until_us
+
+
+@final
 class Limit:
     """At most `amount` of something in each period, by whoever it is counted for.
 
     An amount of 0 is no limit: nothing is refused, and nothing counted.
+
+    `ahead` are taken at once for somebody who comes again and again, and spent without the
+    counters that all processes share. Never are more let pass than the amount; somebody who
+    comes to several processes may be refused that many too early.
     """
 
     def __init__(
-        self, counters: Counters, whose: str, what: str, amount: int, period_us: int
+        self,
+        counters: Counters,
+        whose: str,
+        what: str,
+        amount: int,
+        period_us: int,
+        *,
+        ahead: int = 0,
     ) -> None:
         self.amount = amount
+        self._ahead = ahead
+        self._purses: dict[str, Purse] = {}
+        self._purses_lock = threading.Lock()
         self._what = what
         self._counters = counters
         self._strategy = SlidingWindowCounterRateLimiter(counters)
@@ -70,8 +108,33 @@ class Limit:
 
     def take(self, who: str, cost: int = 1) -> None:
         """Count so many; raises TooManyRequests, and counts nothing, beyond the limit."""
-        if self.amount and not self._strategy.hit(self._item, self._what, who, cost=cost):
+        if not self.amount or (self._ahead and self._spend(who, cost)):
+            return
+        if not self._strategy.hit(self._item, self._what, who, cost=cost):
             raise self.refusal(who, cost)
+
+    def _spend(self, who: str, cost: int) -> bool:
+        """Pay from what was taken ahead, taking anew where somebody comes often."""
+        now_us = monotonic_us()
+        with self._purses_lock:
+            purse = self._purses.get(who)
+            if purse is None or now_us >= purse.until_us:
+                if len(self._purses) >= PURSES_MAX:
+                    self._purses.clear()  # what is in them stays counted: the safe side
+                self._purses[who] = Purse(now_us + PURSE_US)
+            elif purse.left >= cost:
+                purse.left -= cost
+                return True
+        if purse is None:
+            return False  # the first in a while
+        if now_us >= purse.until_us:
+            self.charge(who, -purse.left)
+            return False
+        if not self._strategy.hit(self._item, self._what, who, cost=cost + self._ahead):
+            return False  # near the limit every one is counted by itself
+        with self._purses_lock:
+            purse.left += self._ahead
+        return True
 
     def charge(self, who: str, amount: int) -> None:
         """Count so many, whatever the limit; a negative amount is given back."""
@@ -106,13 +169,21 @@ class Guesses:
     def __init__(self, counters: Counters, settings: LimitSettings) -> None:
         each, everybody = settings.guesses, settings.all_guesses
         self._on = bool(each or everybody)
+        self._innocent_until_us: dict[str, int] = {}
         # Counted without a limit of its own, too: who has guessed is asked for below.
         self._each = Limit(counters, "address", "guesses", each.count or _NO_LIMIT, each.period_us)
         self._all = Limit(counters, "everybody", "guesses", everybody.count, everybody.period_us)
 
     def refuse(self, who: str) -> None:
         """Before anything is looked up; raises TooManyRequests."""
-        if not self._on or not (guessed := self._each.count(who)):
+        if not self._on or monotonic_us() < self._innocent_until_us.get(who, 0):
+            return
+        if not (guessed := self._each.count(who)):
+            # Looking costs the lock of all processes. Another process may be told of a first
+            # guess meanwhile: that is one guess more for each process, once.
+            if len(self._innocent_until_us) >= PURSES_MAX:
+                self._innocent_until_us.clear()
+            self._innocent_until_us[who] = monotonic_us() + INNOCENT_US
             return
         if guessed >= self._each.amount:
             raise self._each.refusal(who)
@@ -122,6 +193,7 @@ class Guesses:
     def note(self, who: str) -> None:
         """One was wrong; raises TooManyRequests when it should not have been tried."""
         if self._on:
+            self._innocent_until_us.pop(who, None)
             self._each.take(who)
             self._all.take(_EVERYBODY)
 
@@ -135,25 +207,38 @@ class Tally:
         self._received_bytes = 0
         self._paid_bytes: dict[tuple[Limit, str], int] = {}
 
-    def bill(self, limit: Limit, who: str) -> None:
-        """Have `who` pay; raises TooManyRequests, or TooLarge for what is never let pass."""
+    def bill(self, limit: Limit, who: str, *, ahead: bool = False) -> None:
+        """Have `who` pay, a step or, `ahead`, all that is promised.
+
+        Raises TooManyRequests, or TooLarge for what is never let pass.
+        """
         if not limit.amount or (limit, who) in self._paid_bytes:
             return
-        cost = 1 if self._promised_bytes is None else self._promised_bytes
-        if cost > limit.amount:
+        promised_bytes = self._promised_bytes
+        if promised_bytes is None:
+            cost = 1
+        elif promised_bytes > limit.amount:
             raise TooLarge(limit.amount)
+        elif ahead:
+            cost = promised_bytes
+        else:
+            cost = max(self._received_bytes, min(promised_bytes, STEP_BYTES))
         limit.take(who, cost)
         self._paid_bytes[limit, who] = cost
 
     def received(self, count: int) -> None:
         """So much has come; raises TooManyRequests when it was not paid for and cannot be."""
         self._received_bytes += count
-        if self._promised_bytes is None:
-            for (limit, who), paid_bytes in self._paid_bytes.items():
-                owed_bytes = self._received_bytes - paid_bytes
-                if owed_bytes >= STEP_BYTES:
-                    limit.take(who, owed_bytes)
-                    self._paid_bytes[limit, who] = self._received_bytes
+        for (limit, who), paid_bytes in self._paid_bytes.items():
+            owed_bytes = self._received_bytes - paid_bytes
+            if self._promised_bytes is not None:
+                if owed_bytes <= 0:
+                    continue
+                owed_bytes = max(owed_bytes, min(self._promised_bytes - paid_bytes, STEP_BYTES))
+            elif owed_bytes < STEP_BYTES:
+                continue
+            limit.take(who, owed_bytes)
+            self._paid_bytes[limit, who] = paid_bytes + owed_bytes
 
     def settle(self) -> None:
         """Nothing more will come: what was paid too much is given back."""
@@ -175,11 +260,14 @@ class Limits:
 
         def requests(whose: str) -> Limit:
             rate = getattr(limits, f"{whose}_requests")
-            return Limit(counters, whose, "requests", rate.count, rate.period_us)
+            ahead = rate.count // AHEAD_PART
+            return Limit(counters, whose, "requests", rate.count, rate.period_us, ahead=ahead)
 
         def body_bytes(whose: str) -> Limit:
             rate = getattr(limits, f"{whose}_bytes")
-            return Limit(counters, whose, "bytes", rate.size_bytes, rate.period_us)
+            size_bytes = rate.size_bytes
+            ahead = size_bytes // AHEAD_PART_OF_BYTES if size_bytes >= AHEAD_FROM_BYTES else 0
+            return Limit(counters, whose, "bytes", size_bytes, rate.period_us, ahead=ahead)
 
         self._proxies = settings.gateway.trusted_proxies
         self._address_requests = requests("address")
@@ -234,7 +322,7 @@ class Limits:
 
     def link(self, req: falcon.Request, upload: PendingUpload) -> None:
         """The link of this upload was opened; raises TooManyRequests, TooLarge."""
-        self._bill(req, self._link_bytes, upload.upload_id)
+        self._bill(req, self._link_bytes, upload.upload_id, ahead=True)
         self._bill(req, self._tenant_bytes, upload.tenant_id)
 
     @contextmanager
@@ -255,9 +343,9 @@ class Limits:
             self._guesses.note(req.context.network)
             raise
 
-    def _bill(self, req: falcon.Request, limit: Limit, who: str) -> None:
+    def _bill(self, req: falcon.Request, limit: Limit, who: str, *, ahead: bool = False) -> None:
         if "tally" in req.context:
-            req.context.tally.bill(limit, who)
+            req.context.tally.bill(limit, who, ahead=ahead)
 
 
 def _tally(req: falcon.Request) -> Tally:

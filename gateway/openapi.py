@@ -16,14 +16,15 @@ import falcon
 import msgspec
 
 from cas import __version__
-from cas.errors import CatalogError
+from cas.errors import CatalogError, StoreFull, TooLarge
 from gateway.errors import TABLE, TooManyRequests, Unauthorized, problem_schema
 from gateway.operations import JSON_TYPE, Operation, Parameter, Reply, Right, declared
+from gateway.route_names import route_name
 
 JSON = dict[str, Any]
 
 _METHODS: Final = ("get", "head", "put", "post", "patch", "delete", "options")
-_CONVERTER: Final = re.compile(r"{(\w+):[^}]*}")
+_WRITING: Final = ("put", "post", "patch", "delete")
 _ABOUT: Final = (
     "Content-addressed storage with upload links. Errors are RFC 9457 problems with a stable "
     "`code`; what a caller may not see is told as if it were not there."
@@ -54,7 +55,7 @@ class Routes:
         A resource that tells its verbs apart itself names them in `documented`: (method,
         rest of the path) -> responder.
         """
-        self._app.add_route(path, resource, suffix=suffix)
+        self._route(path, resource, suffix)
         own = getattr(resource, "documented", None)
         if own is not None:
             prefix = path.partition("{")[0].rstrip("/")
@@ -69,7 +70,7 @@ class Routes:
             }
             if responders.get("head") == responders.get("get"):  # as HTTP has it anyway
                 responders.pop("head", None)
-            shown = _CONVERTER.sub(r"{\1}", path)
+            shown = route_name(path)
             found = [(method, shown, responder) for method, responder in responders.items()]
         for method, shown, responder in found:
             operation = declared(responder)
@@ -80,7 +81,15 @@ class Routes:
                 self._documented.append((method, shown, responder))
 
     def hide(self, path: str, resource: Any, *, suffix: str | None = None) -> None:
-        """Serve what is no part of the API: pages for people and their files."""
+        """Serve what the document does not tell of: pages for people and their files, numbers
+        for who watches the server, the document itself, and other spellings of a path."""
+        self._route(path, resource, suffix)
+
+    def _route(self, path: str, resource: Any, suffix: str | None) -> None:
+        """HEAD is answered wherever GET is (RFC 9110, 9.1), by the same responder."""
+        head, get = _responder("head", suffix), _responder("get", suffix)
+        if hasattr(resource, get) and not hasattr(resource, head):
+            setattr(resource, head, getattr(resource, get))
         self._app.add_route(path, resource, suffix=suffix)
 
     def document(self) -> JSON:
@@ -102,7 +111,7 @@ def _document(routes: Sequence[tuple[str, str, Callable[..., Any]]]) -> JSON:
         item = paths.setdefault(path, {})
         if names := re.findall(r"{(\w+)}", path):
             item["parameters"] = [_path_parameter(name) for name in names]
-        item[method] = _operation(found, responder)
+        item[method] = _operation(method, found, responder)
     return {
         "openapi": "3.1.0",
         "info": {"title": "blobcask", "version": __version__, "description": _ABOUT},
@@ -128,7 +137,7 @@ def _types(routes: Sequence[tuple[str, str, Callable[..., Any]]]) -> list[Any]:
     return list(dict.fromkeys(types))
 
 
-def _operation(found: Operation, responder: Callable[..., Any]) -> JSON:
+def _operation(method: str, found: Operation, responder: Callable[..., Any]) -> JSON:
     text = inspect.getdoc(responder) or ""
     summary, _, rest = text.partition("\n")
     form: JSON = {
@@ -136,20 +145,23 @@ def _operation(found: Operation, responder: Callable[..., Any]) -> JSON:
         "summary": summary,
         "description": f"{rest.strip()}\n\n{found.right.value}".strip(),
         "parameters": [_parameter(parameter) for parameter in found.parameters],
-        "responses": dict(_responses(found)),
+        "responses": dict(_responses(method, found)),
     }
     if found.right is Right.BEARER:
         form["security"] = [{"bearer": []}]
     if found.body is not None:
-        form["requestBody"] = {"required": True, "content": _content(found.body)}
+        form["requestBody"] = {"required": found.body_required, "content": _content(found.body)}
     return form
 
 
-def _responses(found: Operation) -> Iterator[tuple[str, JSON]]:
+def _responses(method: str, found: Operation) -> Iterator[tuple[str, JSON]]:
     for status, reply in found.replies.items():
         yield str(status), _reply(reply)
     refusals: dict[int, dict[str, str]] = {}
-    always: list[type[BaseException]] = [TooManyRequests, CatalogError]
+    # Whatever is asked for: a body longer than a limit of bytes, announced or sent.
+    always: list[type[BaseException]] = [TooManyRequests, TooLarge, CatalogError]
+    if method in _WRITING:  # with the journal, which needs room too
+        always.append(StoreFull)
     if found.right is Right.BEARER:
         always.append(Unauthorized)
     for kind in [*found.refuses, *always]:

@@ -63,6 +63,7 @@ class Operation:
     refuses: Sequence[type[BaseException]] = ()
     parameters: Sequence[Parameter] = ()
     body: Any = None  # the type of a JSON body, or a media type; None: no body
+    body_required: bool = True
     name: str = ""  # operationId: what generated clients call it
 
 
@@ -74,11 +75,12 @@ def operation(
     refuses: Sequence[type[BaseException]] = (),
     parameters: Sequence[Parameter] = (),
     body: Any = None,
+    body_required: bool = True,
 ) -> Callable[[Responder], Responder]:
     """Declare what a responder takes and answers."""
 
     def declare(responder: Responder) -> Responder:
-        declared = Operation(right, replies, refuses, parameters, body, name)
+        declared = Operation(right, replies, refuses, parameters, body, body_required, name)
         responder.operation = declared  # type: ignore[attr-defined]
         return responder
 

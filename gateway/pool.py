@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final, final
 
 Work = Callable[[], None]
@@ -27,6 +27,8 @@ Work = Callable[[], None]
 _IDLE_S: Final = 30.0
 # Below the 2 MiB of a huge page, which the kernel would give to each stack as a whole.
 STACK_BYTES: Final = 1 << 20
+
+_here = threading.local()  # `.pool`: whose thread this is
 
 
 @final
@@ -117,10 +119,16 @@ class Pool:
         except RuntimeError:  # the system has no more threads: one that ends its work takes it
             with self._lock:
                 assert thread.work is not None
+                gate = next((entry for entry in self._line if not callable(entry)), None)
                 self._line.appendleft(thread.work)
-                self._free += 1
+                if gate is None:
+                    self._free += 1
+                else:  # a thread that is there already can use the slot
+                    self._line.remove(gate)
+                    gate.release()
 
     def _run(self, thread: _Thread) -> None:
+        _here.pool = self
         while (work := thread.work) is not None:
             work()
             del work  # an idle thread must not hold a connection
@@ -146,6 +154,13 @@ class Pool:
                 self._idle.remove(thread)
                 return
         thread.wake.acquire()  # it was given work just now
+
+
+def outside_slot() -> AbstractContextManager[None]:
+    """`Pool.waiting` of the pool that runs this thread, for waits for others than the client;
+    nothing in a thread that belongs to none."""
+    pool: Pool | None = getattr(_here, "pool", None)
+    return nullcontext() if pool is None else pool.waiting()
 
 
 def _closed_gate() -> threading.Lock:

@@ -47,8 +47,6 @@ class ReceiptResource:
         resp.set_header("Content-Disposition", attachment(name))
         resp.set_header("X-Content-Type-Options", "nosniff")
 
-    on_head = on_get
-
 
 @final
 class ReceiptKeysResource:
@@ -66,5 +64,3 @@ class ReceiptKeysResource:
         """Give the public keys that prove receipts."""
         forms.answer(resp, self._jwks)
         resp.set_header("Cache-Control", f"public, max-age={_KEYS_MAX_AGE_S}")
-
-    on_head = on_get

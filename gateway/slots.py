@@ -20,8 +20,7 @@ from cas.errors import (
     NotFound,
     QuotaExceeded,
     SizeMismatch,
-    StoreFull,
-    TooLarge,
+    SlotTaken,
     UploadClosed,
 )
 from cas.references import check_name
@@ -50,33 +49,35 @@ class SlotResource:
             forms.EXPIRES,
             forms.SIGNATURE,
             forms.CONTENT_DIGEST,
+            Parameter(
+                "If-None-Match", "`*`: only where nothing is, nor on its way.", where="header"
+            ),
         ],
         replies={200: Reply("The slot is filled, durably.", forms.SlotForm, forms.REPR_DIGEST)},
         refuses=[
             NotFound,
             LinkExpired,
             UploadClosed,
+            SlotTaken,
             InvalidName,
             InvalidDigest,
             InvalidRequest,
             BodyTruncated,
             BodyTooSlow,
-            TooLarge,
             DigestMismatch,
             SizeMismatch,
-            StoreFull,
             QuotaExceeded,
         ],
     )
     def on_put(self, req: falcon.Request, resp: falcon.Response, token: str, index: int) -> None:
-        """Fill the slot, or replace what is in it; durable on return (invariant 4)."""
+        """Fill the slot, or replace what is in it; durable when it is answered."""
         link = self._door.slot(req, token, index)
         refuse_encodings(req.env)
         content_type = forms.media_type(req)
         filename = check_name(req.get_param("filename") or _default_name(index, content_type))
         digest = promised_digest(req)
         body = body_of(req.env)
-        try:
+        try:  # durable on return (invariant 4)
             filled = link.put(
                 index,
                 body,

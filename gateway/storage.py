@@ -21,8 +21,6 @@ from cas.errors import (
     NotFound,
     QuotaExceeded,
     SizeMismatch,
-    StoreFull,
-    TooLarge,
 )
 from cas.files import Files
 from cas.references import DIRECT_RUN, Reference, check_name, check_segment, parse_reference
@@ -32,7 +30,7 @@ from gateway.auth import MANAGE_STORAGE, VIEW_STORAGE, Caller, Tokens
 from gateway.body import BodyTooSlow, BodyTruncated, body_of, refuse_encodings
 from gateway.digests import digest_field, promised_digest
 from gateway.door import Door
-from gateway.downloads import IF_NONE_MATCH, RANGE, SENDING_REFUSES, SENT, Sender
+from gateway.downloads import CONDITIONS, SENDING_REFUSES, SENT, Sender
 from gateway.errors import PermissionMissing
 from gateway.links import DOWNLOAD_LIFETIME_S_MAX, Links
 from gateway.operations import ANY_BYTES, Parameter, Reply, Right, operation
@@ -86,10 +84,8 @@ class StorageResource:
             InvalidRequest,
             BodyTruncated,
             BodyTooSlow,
-            TooLarge,
             DigestMismatch,
             SizeMismatch,
-            StoreFull,
             QuotaExceeded,
         ],
     )
@@ -165,8 +161,6 @@ class StoredFileResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
         self._answer(req, resp, rest, VIEW_STORAGE)
 
-    on_head = on_get
-
     def on_delete(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
         self._answer(req, resp, rest, MANAGE_STORAGE)
 
@@ -207,7 +201,7 @@ class StoredFileResource:
     @operation(
         Right.BEARER,
         name="readFile",
-        parameters=[RANGE, IF_NONE_MATCH],
+        parameters=CONDITIONS,
         replies=SENT,
         refuses=[NotFound, InvalidReference, PermissionMissing, *SENDING_REFUSES],
     )

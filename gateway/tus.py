@@ -26,6 +26,7 @@ from cas.clock import SECOND_US
 from cas.digest import DIGEST_BYTES
 from cas.errors import (
     ChecksumMismatch,
+    InvalidName,
     InvalidRequest,
     NotFound,
     OffsetMismatch,
@@ -34,8 +35,6 @@ from cas.errors import (
     PartialTaken,
     QuotaExceeded,
     SlotsTaken,
-    StoreFull,
-    TooLarge,
     UploadClosed,
 )
 from cas.partials import Progress
@@ -78,8 +77,8 @@ _PIECE_REFUSES: Final = (
     ChecksumMismatch,
     BodyTruncated,
     BodyTooSlow,
-    TooLarge,
-    StoreFull,
+    PartialBusy,
+    PartialExpired,
     QuotaExceeded,
 )
 
@@ -184,9 +183,12 @@ class TusResource(_Tus):
             _RESUMABLE,
             Parameter("Upload-Length", "Bytes to come.", int, "header", required=True),
             Parameter("Upload-Metadata", "`index`, `filename`, `filetype`.", where="header"),
+            Parameter("Upload-Checksum", "Of the first piece.", where="header"),
         ],
         replies={201: Reply("Where it goes on.", None, {"Location": "The partial.", **_REACHED})},
-        refuses=[*_REFUSES, SlotsTaken, TooLarge, *_PIECE_REFUSES],
+        body=PIECE,
+        body_required=False,
+        refuses=[*_REFUSES, InvalidName, SlotsTaken, *_PIECE_REFUSES],
     )
     def on_post(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
         """Announce a file; with a body, its first piece comes along."""
@@ -253,7 +255,7 @@ class TusPartialResource(_Tus):
             Parameter("Upload-Checksum", "`sha256 BASE64` of the piece.", where="header"),
         ],
         replies={204: Reply("The piece is durable.", None, _REACHED)},
-        refuses=[*_REFUSES, PartialExpired, PartialBusy, *_PIECE_REFUSES],
+        refuses=[*_REFUSES, *_PIECE_REFUSES],
     )
     def on_patch(
         self, req: falcon.Request, resp: falcon.Response, token: str, partial_id: str
@@ -294,13 +296,15 @@ class TusPartialResource(_Tus):
         parameters=[
             _RESUMABLE,
             Parameter("X-HTTP-Method-Override", "PATCH, DELETE or HEAD.", where="header"),
+            Parameter("Upload-Offset", "As for PATCH.", int, "header"),
+            Parameter("Upload-Checksum", "As for PATCH.", where="header"),
         ],
         replies={
             200: Reply("As HEAD."),
             204: Reply("As the method that was meant."),
             405: Reply("None was named.", "application/problem+json"),
         },
-        refuses=[*_REFUSES, PartialExpired, PartialBusy, *_PIECE_REFUSES],
+        refuses=[*_REFUSES, *_PIECE_REFUSES],
     )
     def on_post(
         self, req: falcon.Request, resp: falcon.Response, token: str, partial_id: str

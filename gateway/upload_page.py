@@ -66,7 +66,7 @@ class UploadPageResource:
         environment.globals.update(
             say=_say,
             language=ENGLISH.language,
-            version=_VERSION,
+            version=ASSETS_VERSION,
             modules=sorted(name for name in _ASSETS if name.endswith(".js")),
             pending=PENDING,
             completed=COMPLETED,
@@ -77,8 +77,6 @@ class UploadPageResource:
         link = self._find(req, resp, token)
         if link is not None:
             self._show(resp, link)
-
-    on_head = on_get
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
         """Take the plain form; a reload of what is answered sends no file again."""
@@ -232,7 +230,7 @@ def _read_assets() -> dict[str, _Asset]:
 _ASSETS: Final = _read_assets()
 # Of all files together: what a module imports has then the version of the module.
 _FINGERPRINT: Final = hashlib.sha256(b"".join(asset.data for asset in _ASSETS.values()))
-_VERSION: Final = _FINGERPRINT.hexdigest()[:16]
+ASSETS_VERSION: Final = _FINGERPRINT.hexdigest()[:16]
 
 
 @final
@@ -243,15 +241,13 @@ class StaticResource:
         asset = _ASSETS.get(name)
         if asset is None:
             raise falcon.HTTPRouteNotFound()
-        current = version == _VERSION
+        current = version == ASSETS_VERSION
         resp.set_header(
             "Cache-Control", "public, max-age=31536000, immutable" if current else "no-cache"
         )
         resp.set_header("X-Content-Type-Options", "nosniff")
         resp.content_type = asset.content_type
         resp.data = asset.data
-
-    on_head = on_get
 
 
 def size_in_words(size_bytes: int) -> str:

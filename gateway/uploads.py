@@ -15,13 +15,13 @@ import msgspec
 from cas.clock import rfc3339
 from cas.config import MIB
 from cas.errors import (
+    BlobUnavailable,
     FilesRefused,
     InvalidName,
     InvalidRequest,
     InvalidRetention,
     NotFound,
     QuotaExceeded,
-    TooLarge,
     UploadClosed,
 )
 from cas.records import CANCELLED, COMPLETED, EXPIRED, PENDING, Delivery, PendingUpload
@@ -30,7 +30,7 @@ from cas.retention import parse_retention
 from cas.uploads import ResumePayload, UploadLink, UploadRequest, Uploads
 from gateway import forms
 from gateway.auth import MANAGE_UPLOADS, VIEW_UPLOADS, Caller, Tokens
-from gateway.body import read_small, refuse_encodings
+from gateway.body import BodyTooSlow, BodyTruncated, read_small, refuse_encodings
 from gateway.door import Door
 from gateway.errors import PermissionMissing, UploadCompleted
 from gateway.links import Links
@@ -39,7 +39,7 @@ from gateway.operations import Parameter, Reply, Right, operation
 REQUEST_BYTES_MAX: Final = 64 * 1024
 
 
-class _Request(msgspec.Struct, forbid_unknown_fields=True):
+class RequestForm(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a request, with the names of requirement 1's `request_upload`."""
 
     name: str
@@ -57,7 +57,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
 def read_request(body: bytes) -> UploadRequest:
     """What a JSON body asks for; raises InvalidInput with the field and the reason."""
     try:
-        asked = msgspec.json.decode(body, type=_Request)
+        asked = msgspec.json.decode(body, type=RequestForm)
         json.loads(body, object_pairs_hook=_each_once)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise InvalidRequest("body", str(error)) from None
@@ -97,9 +97,16 @@ class UploadsResource:
     @operation(
         Right.BEARER,
         name="requestUpload",
-        body=_Request,
+        body=RequestForm,
         replies={201: Reply("The link, and a signed URL for each slot.", forms.RequestedForm)},
-        refuses=[InvalidRequest, InvalidName, InvalidRetention, PermissionMissing, TooLarge],
+        refuses=[
+            InvalidRequest,
+            InvalidName,
+            InvalidRetention,
+            PermissionMissing,
+            BodyTruncated,
+            BodyTooSlow,
+        ],
     )
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Ask a person for files.
@@ -134,7 +141,10 @@ class UploadsResource:
         refuses=[InvalidRequest, PermissionMissing],
     )
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """List one's own uploads, newest first."""
+        """List one's own uploads, newest first.
+
+        What opens them (`upload_token`, `upload_url`) is null without `manage_uploads`.
+        """
         caller = self._tokens.caller(req)
         caller.need(VIEW_UPLOADS)
         status = req.get_param("status")
@@ -145,7 +155,7 @@ class UploadsResource:
             cursor=forms.cursor(req),
             limit=forms.page_limit(req),
         )
-        uploads = [self._form(req, caller, upload) for upload in page.items]
+        uploads = self._forms(req, caller, page.items)
         forms.answer(resp, {"uploads": uploads, "next_cursor": page.next_cursor})
 
     @operation(
@@ -158,7 +168,8 @@ class UploadsResource:
         """Show one of one's own uploads, as the listing does."""
         caller = self._tokens.caller(req)
         caller.need(VIEW_UPLOADS, to_see=VIEW_UPLOADS)
-        forms.answer(resp, self._form(req, caller, self._uploads(caller, req).get(token).upload))
+        upload = self._uploads(caller, req).get(token).upload
+        forms.answer(resp, self._forms(req, caller, [upload])[0])
 
     @operation(
         Right.BEARER,
@@ -171,18 +182,33 @@ class UploadsResource:
         caller = self._tokens.caller(req)
         caller.need(MANAGE_UPLOADS, to_see=VIEW_UPLOADS)
         cancelled = self._uploads(caller, req).cancel(token)
-        forms.answer(resp, self._form(req, caller, cancelled))
+        forms.answer(resp, self._forms(req, caller, [cancelled])[0])
 
-    def _form(
-        self, req: falcon.Request, caller: Caller, upload: PendingUpload
-    ) -> forms.LinkedUploadForm:
-        url = self._links.upload_page(req, upload.upload_token)
-        sent: list[Delivery] = []
-        if upload.callback_url is not None and upload.status == COMPLETED:
-            deliveries = self._door.deliveries(caller, req.context.request_id)
-            sent = deliveries.list(subject=upload.upload_id, limit=1).items
-        callback = forms.callback(sent[0]) if sent else None
-        return {**forms.pending_upload(upload), "upload_url": url, "callback": callback}
+    def _forms(
+        self, req: falcon.Request, caller: Caller, uploads: list[PendingUpload]
+    ) -> list[forms.LinkedUploadForm]:
+        called = [
+            upload.upload_id
+            for upload in uploads
+            if upload.callback_url is not None and upload.status == COMPLETED
+        ]
+        sent: dict[str, Delivery] = {}
+        if called:
+            sent = self._door.deliveries(caller, req.context.request_id).newest(called)
+        # The token is the right to upload and to complete: not for those who may only view.
+        opening = caller.may(MANAGE_UPLOADS)
+        return [
+            {
+                **forms.pending_upload(upload, opening=opening),
+                "upload_url": self._links.upload_page(req, upload.upload_token)
+                if opening
+                else None,
+                "callback": forms.callback(sent[upload.upload_id])
+                if upload.upload_id in sent
+                else None,
+            }
+            for upload in uploads
+        ]
 
     def _uploads(self, caller: Caller, req: falcon.Request) -> Uploads:
         return self._door.uploads(caller, req.context.request_id)
@@ -234,7 +260,7 @@ class UploadLinkResource:
         Right.LINK,
         name="completeUpload",
         replies={200: Reply("What the waiting workflow resumes with.", ResumePayload)},
-        refuses=[NotFound, UploadClosed, FilesRefused, QuotaExceeded],
+        refuses=[NotFound, UploadClosed, FilesRefused, QuotaExceeded, BlobUnavailable],
     )
     def on_post_complete(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
         """End the upload: its files are judged by their content and stored.

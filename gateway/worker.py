@@ -11,6 +11,10 @@ for its client is waited outside the `threads` slots (`gateway.pool`), for the b
                                                           -> [lingering] -> closed
     in [] : on the poller, no thread, with a deadline
 
+Connections are limited, too (`gateway.peers`): one peer has its share of them, and where all
+are taken, the oldest that awaits a head makes room for a new one. Of a burst each worker
+takes its part, because one that is ahead of the others lets them come first.
+
 This leans on gunicorn's insides, so the version is pinned exactly, and `prove_body_path`
 tries the socket path on a real parser before the first request.
 """
@@ -19,11 +23,14 @@ from __future__ import annotations
 
 import errno
 import gc
+import math
+import signal
 import socket
 import struct
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -35,8 +42,9 @@ from gunicorn import http
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
 
 from gateway.body import IDLE_S, Pace, PacedUnreader, RequestBody
+from gateway.peers import Peers
 from gateway.pool import STACK_BYTES, Pool
-from gateway.refused import HEAD_TOO_LARGE, INTERNAL, check_head, refusal_of
+from gateway.refused import HEAD_TOO_LARGE, INTERNAL, Refusal, check_head, refusal_of
 from gateway.sending import Answer, Outlet
 
 GUNICORN_VERSION: Final = "27.0.1"  # the one whose insides are known here
@@ -47,6 +55,19 @@ HEAD_BYTES_MAX: Final = 64 * 1024
 # over unread bytes sends a reset, which can destroy the answer before it is read.
 LINGER_S: Final = 5.0
 LINGER_BYTES_MAX: Final = 256 * 1024 * 1024
+
+# What a worker that was replaced (SIGHUP) waits for uploads and downloads that go on. One
+# that is told to stop has gunicorn's graceful_timeout for them.
+RELOAD_TIMEOUT_S: Final = 3600.0
+
+# How long a worker that is so many connections ahead leaves the next one to the others.
+_YIELD_S: Final = 0.001
+_AHEAD_MAX: Final = 2
+# After so long, what was left to the others was taken by them.
+_YIELDED_S: Final = 0.05
+# No descriptors or memory for a connection: they do not come back within a turn of the loop.
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_EXHAUSTED_REST_S: Final = 1.0
 
 _HEAD_END: Final = b"\r\n\r\n"
 _RECEIVE_BYTES: Final = 64 * 1024
@@ -64,7 +85,9 @@ class _Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
         server: Any,
         pool: Pool,
         bytes_per_s_min: int,
+        left: Callable[[], None],
     ) -> None:
+        """`left` is called once, when it is closed."""
         super().__init__(cfg, sock, client, server)
         timeout = struct.pack("ll", int(IDLE_S), 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
@@ -75,6 +98,15 @@ class _Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
         self.initialized = True
         self.head = bytearray()
         self.lingered_bytes = 0
+        self.whose: str | None = None  # whom it counts for
+        self.closed = False
+        self._left = left
+
+    def close(self, graceful: bool = False) -> None:
+        super().close(graceful)
+        if not self.closed:
+            self.closed = True
+            self._left()
 
 
 @final
@@ -85,6 +117,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.lingering: deque[_Connection] = deque()
         self.direct_bodies = False
+        self._peers: Peers = self.app.peers
+        self._rests_until = 0.0  # of time.monotonic: nothing is accepted before
+        self._yielded = False
+        self._stop_timeout_s: float = self.cfg.graceful_timeout
+        self._ends_at = math.inf  # once it is told to stop
         self._scratch = bytearray(_RECEIVE_BYTES)
 
     def init_process(self) -> None:
@@ -93,11 +130,28 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.direct_bodies = reason is None
         if reason:
             self.log.warning("uploads take the slow path: %s", reason)
+        self._share = self.app.share
         super().init_process()
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
         gc.freeze()  # what the app consists of needs no collecting, again and again
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        signal.signal(signal.SIGHUP, self.handle_replaced)
+        signal.siginterrupt(signal.SIGHUP, False)
+
+    def handle_replaced(self, sig: int, frame: Any) -> None:
+        """SIGHUP: others have taken over, and what goes on here has time to end."""
+        if self.alive:
+            self.cfg.set("graceful_timeout", int(RELOAD_TIMEOUT_S))
+            super().handle_exit(sig, frame)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """SIGTERM, also to a worker that was replaced before."""
+        self._end_soon()
+        super().handle_exit(sig, frame)
 
     def get_thread_pool(self) -> Pool:
         return Pool(self.cfg.threads)
@@ -149,10 +203,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         refusal = refusal_of(exc)
         if refusal is INTERNAL:
             self.log.error("a request failed outside the app", exc_info=exc)
+            with suppress(OSError):
+                client.send(refusal.whole(), socket.MSG_DONTWAIT)
         else:
-            self.log.warning("no request, from %s: %s", (addr or ("-",))[0], type(exc).__name__)
+            self._refuse(refusal, client, addr)
+
+    def _refuse(self, refusal: Refusal, sock: socket.socket, address: Any) -> None:
+        self.app.refused(_host_of(address), refusal.code, refusal.status)
         with suppress(OSError):
-            client.send(refusal.whole(), socket.MSG_DONTWAIT)
+            sock.send(refusal.whole(), socket.MSG_DONTWAIT)
 
     def _answer(self, environ: dict[str, Any], answer: Answer) -> None:
         body = self.wsgi(environ, answer.start_response)
@@ -187,9 +246,32 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     # --- on the main loop
 
+    def set_accept_enabled(self, enabled: bool) -> None:
+        super().set_accept_enabled(enabled and time.monotonic() >= self._rests_until)
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        self._share.tell(self.nr_conns, accepts=self.alive and self._may_accept())
+        now = time.monotonic()
+        if now < self._rests_until:
+            timeout = min(timeout, self._rests_until - now)
+        super().wait_for_and_dispatch_events(timeout)
+        if not self.alive:
+            self._end_in_time()
+
     def accept(self, listener: socket.socket) -> None:
+        if self._leaves_it_to_others():
+            return
         try:
             sock, address = listener.accept()
+        except OSError as error:
+            self._on_not_accepted(error)
+            return
+        whose = self._peers.whose(address)
+        if self._peers.full(whose) and not self._drop_waiting(whose):
+            self._share.turned_away()
+            sock.close()
+            return
+        try:
             conn = _Connection(
                 self.cfg,
                 sock,
@@ -197,17 +279,79 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 listener.getsockname(),
                 self.tpool,
                 self.app.bytes_per_s_min,
+                partial(self._peers.leave, whose),
             )
         except OSError as error:
-            # Nothing one connection meets may end the loop that serves all the others.
-            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
-                self.log.warning("a connection was not accepted: %s", error)
+            sock.close()
+            self._on_not_accepted(error)
             return
+        conn.whose = whose
+        self._peers.enter(whose)
         self.nr_conns += 1
+        self._make_room()
         self._await_head(conn)
         self._on_head(conn, sock)  # most often the head has come with the connection
 
+    def _leaves_it_to_others(self) -> bool:
+        """Whether a worker with fewer connections should take this one: it has a moment, in
+        which this one goes on with those it has."""
+        now = time.monotonic()
+        declined = self._yielded and now < self._rests_until + _YIELDED_S
+        self._yielded = False
+        if declined or self.nr_conns <= self._share.least_of_others() + _AHEAD_MAX:
+            return False
+        self._yielded = True
+        self._rest(_YIELD_S)
+        return True
+
+    def _on_not_accepted(self, error: OSError) -> None:
+        """Nothing one connection meets may end the loop that serves all the others."""
+        if error.errno in (errno.EAGAIN, errno.ECONNABORTED):
+            return
+        self.log.warning("a connection was not accepted: %s", error)
+        if error.errno in _EXHAUSTED:
+            self._drop_waiting()
+            self._rest(_EXHAUSTED_REST_S)
+
+    def _rest(self, seconds: float) -> None:
+        """Accept nothing for so long; gunicorn's loop takes it up again."""
+        self._rests_until = time.monotonic() + seconds
+        self.set_accept_enabled(False)
+
+    def _may_accept(self) -> bool:
+        return bool(self.nr_conns < self.worker_connections)
+
+    def _make_room(self) -> None:
+        """Where all connections are taken, those that only wait make way."""
+        while not self._may_accept() and self._drop_waiting():
+            pass
+
+    def _drop_waiting(self, whose: str | None = None) -> bool:
+        """Close the oldest connection, or that of one peer, which is kept alive, or else
+        awaits a head. False where there is none."""
+        for waiting in (self.keepalived_conns, self.pending_conns):
+            for conn in waiting:
+                if whose is None or conn.whose == whose:
+                    waiting.remove(conn)
+                    self._share.turned_away()
+                    self._drop(conn)
+                    return True
+        return False
+
+    def _end_soon(self) -> None:
+        if self._ends_at == math.inf:
+            self._ends_at = time.monotonic() + self._stop_timeout_s
+
+    def _end_in_time(self) -> None:
+        """A replaced worker waits for an hour, but not when all shall stop."""
+        if not self.is_parent_alive():
+            self._end_soon()
+        if time.monotonic() >= self._ends_at:
+            self.nr_conns = 0  # which ends gunicorn's loop
+
     def on_client_socket_readable(self, conn: _Connection, sock: socket.socket) -> None:
+        if conn.closed:  # in this turn of the loop, by `_drop_waiting`
+            return
         self.poller.unregister(sock)
         self.keepalived_conns.remove(conn)
         self._await_head(conn)
@@ -227,6 +371,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._await_head(conn)
         else:
             self._keep(conn)
+        self._make_room()
 
     def murder_pending(self) -> None:
         super().murder_pending()
@@ -247,6 +392,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.poller.register(conn.sock, EVENT_READ, partial(self._on_head, conn))
 
     def _on_head(self, conn: _Connection, sock: socket.socket) -> None:
+        if conn.closed:  # in this turn of the loop, by `_drop_waiting`
+            return
         try:
             data = sock.recv(_RECEIVE_BYTES)
         except (BlockingIOError, InterruptedError):
@@ -265,8 +412,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         elif _HEAD_END in conn.head:
             self._dispatch(conn)
         else:
-            with suppress(OSError):
-                sock.send(HEAD_TOO_LARGE.whole())
+            self._refuse(HEAD_TOO_LARGE, sock, conn.client)
             self._linger(conn)
 
     def _dispatch(self, conn: _Connection) -> None:
@@ -312,6 +458,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.poller.unregister(conn.sock)
         self.nr_conns -= 1
         conn.close()
+
+
+def _host_of(address: Any) -> str:
+    """As accept(2) tells it; "-" for a Unix socket, which names nobody."""
+    return str(address[0]) if isinstance(address, tuple) and address else "-"
 
 
 def prove_body_path(cfg: Any) -> str | None:

@@ -20,11 +20,13 @@ from cas.config import Settings
 from cas.keys import Keys
 from cas.store import Store
 from gateway.app import create_app
+from gateway.board import Board, Meter, Share
 from gateway.companion import Companion
 from gateway.counter_folder import CounterFolder
 from gateway.counters import Counters
 from gateway.logs import GunicornLog, RequestLog, install
-from gateway.metrics import Board, Meter, Observer
+from gateway.observer import Observer
+from gateway.peers import Peers
 from gateway.worker import HEAD_BYTES_MAX
 
 KEEPALIVE_S: Final = 15
@@ -34,31 +36,71 @@ LOOP_TIMEOUT_S: Final = 60
 STOP_TIMEOUT_S: Final = 30  # what is still in flight then is cut; nothing of it is kept
 DESCRIPTORS_MAX: Final = 65_536
 CONNECTIONS_MAX: Final = 1000  # per worker; one that waits for its client holds no slot
+# Of a worker, besides connections and the files that they send or store: the catalog, logs.
+DESCRIPTORS_RESERVED: Final = 64
 REQUEST_LINE_BYTES_MAX: Final = 8190  # a filename of 255 characters is up to 3,060 encoded
 HEADERS_MAX: Final = 64
 # What the arbiter stops a worker with, each once. Blocked from before a fork until the worker
 # has its own handlers, because one that came in between would be lost.
-_STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+# Workers that were replaced and still end what goes on: more generations are not kept.
+_REPLACED_MAX: Final = 2
 
 
 @final
 class _Arbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's, whose signals also reach a worker that is being forked, and which looks
-    after a companion, too."""
+    """gunicorn's, whose signals also reach a worker that is being forked, whose replaced
+    workers may take their time, and which looks after a companion, too."""
 
     def __init__(self, app: Any, companion: Companion | None) -> None:
         self._companion = companion
+        self._replaced: list[int] = []  # PIDs, the oldest first; no work is given to them
         super().__init__(app)
 
     def manage_workers(self) -> None:
-        super().manage_workers()
+        """Keep as many workers as are wanted, those not counted that were replaced."""
+        self._forget_ended()
+        serving = self._serving()
+        for _ in range(self.num_workers - len(serving)):
+            self.spawn_worker()
+        for pid in serving[: max(0, len(serving) - self.num_workers)]:
+            self._replace(pid, signal.SIGHUP)
         if self._companion:
             self._companion.tend()
 
     def reload(self) -> None:
+        """New workers take over; the old ones end what goes on, within an hour."""
+        self._replace_all(self._serving(), signal.SIGHUP)
+
+    def handle_usr2(self) -> None:
+        """A worker's wish to have the catalog let go of by all: see `Server._reopen`. The
+        old workers end soon, because their successors wait for it."""
+        self._replace_all([*self._replaced, *self._serving()], signal.SIGTERM)
+
+    def _replace_all(self, old: list[int], how: signal.Signals) -> None:
         if self._companion:  # first, so that it does not hold what the new workers wait for
             self._companion.restart()
-        super().reload()
+        self._forget_ended()
+        self._stats["reloads"] += 1
+        for _ in range(self.num_workers):
+            self.spawn_worker()
+        for pid in old:
+            self._replace(pid, how)
+        for pid in self._replaced[: -_REPLACED_MAX * self.num_workers]:
+            self.kill_worker(pid, signal.SIGTERM)
+
+    def _replace(self, pid: int, how: signal.Signals) -> None:
+        if pid not in self._replaced:
+            self._replaced.append(pid)
+        self.kill_worker(pid, how)
+
+    def _forget_ended(self) -> None:
+        self._replaced = [pid for pid in self._replaced if pid in self.WORKERS]
+
+    def _serving(self) -> list[int]:
+        """The PIDs of the workers that were not replaced, the oldest first."""
+        found = [pid for pid in self.WORKERS if pid not in self._replaced]
+        return sorted(found, key=lambda pid: int(self.WORKERS[pid].age))
 
     def stop(self, graceful: bool = True) -> None:
         if self._companion:
@@ -107,14 +149,28 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         """The least rate of bodies and their readers; 0 is none."""
         return self._settings.gateway.min_rate
 
+    @property
+    def peers(self) -> Peers:
+        """What counts the connections of one worker."""
+        most = self._settings.limits.address_connections
+        return Peers(most, self._settings.gateway.trusted_proxies)
+
+    @property
+    def share(self) -> Share:
+        """Where this worker and the others tell how many connections they have."""
+        return Share(self._board, self._slot)
+
+    def refused(self, address: str, code: str, status: int) -> None:
+        """A worker was sent what is no request."""
+        if self._observer is not None:
+            self._observer.refused(address, code, status)
+
     def run(self) -> None:
         """Serve until a signal ends it; never returns."""
         _Arbiter(self, self._companion).run()
 
     def load_config(self) -> None:
-        # Each connection and each file being sent is a descriptor; 1,024 is a usual default.
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, DESCRIPTORS_MAX), most))
+        descriptors = _raise_descriptors()
         gateway = self._settings.gateway
         memory = Path("/dev/shm")  # noqa: S108  gunicorn makes its own names there
         options: dict[str, Any] = {
@@ -122,7 +178,11 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "workers": gateway.workers,
             "threads": gateway.threads,
             "worker_class": "gateway.worker.Worker",
-            "worker_connections": CONNECTIONS_MAX,
+            "worker_connections": min(
+                CONNECTIONS_MAX,
+                # Each may send a file, or store one.
+                max(gateway.threads + 1, (descriptors - DESCRIPTORS_RESERVED) // 2),
+            ),
             "timeout": LOOP_TIMEOUT_S,
             "graceful_timeout": STOP_TIMEOUT_S,
             "keepalive": KEEPALIVE_S,
@@ -168,13 +228,14 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     def _reopen(self) -> None:
         """Have all workers replaced, so that the catalog is let go of and opened anew.
 
-        Only that heals a failed sync or a damaged index. SIGHUP makes the arbiter start new
-        workers, which wait for LOCK, and end the old ones when their requests are answered.
+        Only that heals a failed sync or a damaged index. SIGUSR2 makes the arbiter start new
+        workers, which wait for LOCK, and end the old ones, those as well that were replaced
+        before, when their requests are answered or STOP_TIMEOUT_S is over.
         Once a worker: a disk that goes on failing must not make the arbiter spin.
         """
         if not self._reopening:
             self._reopening = True
-            os.kill(os.getppid(), signal.SIGHUP)
+            os.kill(os.getppid(), signal.SIGUSR2)
 
     def _when_ready(self, arbiter: Any) -> None:
         self._ready(str(arbiter.LISTENERS[0]))
@@ -204,3 +265,11 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
     def _on_exit(self, _arbiter: Any) -> None:
         self._counted.close()
+
+
+def _raise_descriptors() -> int:
+    """Allow as many descriptors as the system lets us have; 1,024 is a usual default."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_MAX if most == resource.RLIM_INFINITY else min(most, DESCRIPTORS_MAX)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    return wanted

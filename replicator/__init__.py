@@ -5,7 +5,7 @@
     runner        one process per ROOT that runs the loop, and its heartbeat
     deliveries    sends what is due          callbacks      one signed POST
     destinations  which addresses may be called             names     resolving without waiting
-    sweeping      sweep, collect, upkeep
+    sweeping      sweep, forget, collect, upkeep            scrubbing     reads all blobs again
     cli           replicate run, once, status
 
 The only package with asyncio. It meets the gateway in the catalog and nowhere else. The

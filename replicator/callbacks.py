@@ -24,9 +24,10 @@ import httpx
 from cas import __version__
 from cas.callbacks import signature
 from cas.clock import SECOND_US, Clock
-from cas.deliveries import Outcome
+from cas.deliveries import RETRY_AFTER_STATUS, Outcome
 from cas.records import Delivery
 from replicator.destinations import ForbiddenDestination, UnknownName
+from replicator.names import asking_for
 
 ANSWER_BYTES_MAX: Final = 4096  # polite: closing over an unread answer resets the connection
 _LOCATION_CHARS_MAX: Final = 200
@@ -53,12 +54,14 @@ class Sender:
         self._timeout_s = timeout_us / SECOND_US
         self._tls = tls or httpx.create_ssl_context()
 
-    async def send(self, delivery: Delivery, secret: bytes) -> Outcome:
-        """Make one attempt, and say what came of it. Raises nothing that a receiver causes."""
+    async def send(self, delivery: Delivery, payload: bytes, secret: bytes) -> Outcome:
+        """Make one attempt, and say what came of it. Raises nothing that a receiver causes;
+        TooManyQuestions: no attempt was made, for want of a place to look its name up."""
+        asking_for.set(delivery.tenant_id)
         at_s = self._clock.now_us() // SECOND_US
         try:
             url = httpx.URL(delivery.target)
-            request = _request(url, delivery, secret, at_s)
+            request = _request(url, delivery, payload, secret, at_s)
         except (httpx.InvalidURL, UnicodeError, ValueError) as error:
             return Outcome(None, f"no usable URL: {error}", hopeless=True)
         try:
@@ -74,8 +77,8 @@ class Sender:
             return Outcome(None, f"no connection: {_printable(str(error) or 'it broke')}")
         except (httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
             return Outcome(None, f"no valid answer: {_printable(str(error))}")
-        retry_after_us = _retry_after_us(headers.get(b"retry-after", b""), at_s)
-        return Outcome(status, _complaint(status, headers), retry_after_us)
+        retry_after = headers.get(b"retry-after", b"") if status in RETRY_AFTER_STATUS else b""
+        return Outcome(status, _complaint(status, headers), _retry_after_us(retry_after, at_s))
 
     async def _ask(self, request: httpcore.Request) -> tuple[int, dict[bytes, bytes]]:
         """Status and headers (names in lower case) of the answer."""
@@ -104,7 +107,9 @@ class Sender:
         return answered
 
 
-def _request(url: httpx.URL, delivery: Delivery, secret: bytes, at_s: int) -> httpcore.Request:
+def _request(
+    url: httpx.URL, delivery: Delivery, payload: bytes, secret: bytes, at_s: int
+) -> httpcore.Request:
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError("it is http or https, with a host")
     if url.port is not None and not 0 < url.port < 65536:
@@ -116,17 +121,17 @@ def _request(url: httpx.URL, delivery: Delivery, secret: bytes, at_s: int) -> ht
         ("user-agent", f"blobcask/{__version__}"),
         ("accept", "*/*"),
         ("content-type", "application/json"),
-        ("content-length", str(len(delivery.payload))),
+        ("content-length", str(len(payload))),
         ("connection", "close"),
         ("idempotency-key", delivery.delivery_id),
         ("webhook-id", delivery.delivery_id),
         ("webhook-timestamp", str(at_s)),
-        ("webhook-signature", signature(secret, delivery.delivery_id, at_s, delivery.payload)),
+        ("webhook-signature", signature(secret, delivery.delivery_id, at_s, payload)),
     ]
     where = httpcore.URL(
         scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
     )
-    return httpcore.Request("POST", where, headers=headers, content=delivery.payload)
+    return httpcore.Request("POST", where, headers=headers, content=payload)
 
 
 async def _drain(response: httpcore.Response) -> None:
@@ -154,11 +159,11 @@ def _retry_after_us(value: bytes, at_s: int) -> int | None:
         return int(text) * SECOND_US
     try:
         until = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+        if until.tzinfo is None:
+            return None
+        return max(0, int(until.timestamp()) - at_s) * SECOND_US
+    except (ValueError, OverflowError):  # no date, or one of a year that is none
         return None
-    if until.tzinfo is None:
-        return None
-    return max(0, int(until.timestamp()) - at_s) * SECOND_US
 
 
 def _printable(text: str) -> str:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import click
 
-from cas.background import background_of
+from cas.background import Heartbeat, background_of
 from cas.cli.call import JSON, Call, counted, pass_call, table
 from cas.cli.exits import WrongFound
 from cas.cli.forms import shown_time
 from cas.clock import SECOND_US
 from cas.deliveries import Backlog, backlog
-from replicator.heartbeat import Heartbeat, read_heartbeat
 
 
 @click.group()
 def replicate() -> None:
-    """Work in the background: send callbacks, end what is over, collect bytes.
+    """Work in the background: send callbacks, end what is over, collect bytes, scrub.
 
     `blobcask serve` runs this by itself, unless told not to.
     """
@@ -42,7 +41,8 @@ def run(call: Call, with_parent: int | None) -> None:
 def once(call: Call) -> None:
     """Do all that is due now, and end; for a timer in place of a process.
 
-    Refuses while another one runs on this ROOT.
+    All but the scrub, for which `blobcask scrub` is. Refuses while another one runs on this
+    ROOT.
     """
     from replicator.log import install
     from replicator.runner import Runner
@@ -58,15 +58,14 @@ def once(call: Call) -> None:
 def status(call: Call) -> None:
     """Show how the jobs are and what waits to be sent; not 0 when something stands still."""
     with call.open() as store:
-        beat = read_heartbeat(store.root)
         with store.catalog.read() as snapshot:
             waiting = backlog(snapshot, store.now_us(snapshot))
-        now_us = store.clock.now_us()
-        running = background_of(store.root, now_us).runs
-    trouble = beat.trouble(now_us) if running and beat is not None else []
-    if not running:
-        trouble = ["no replicator runs on this store"]
-    call.answer(_form(running, beat, waiting, trouble), _lines(beat, waiting))
+        background = background_of(store.root, store.clock.now_us())
+        trouble = background.trouble()
+        if clock := store.clock_trouble():
+            trouble.append(f"no callback is tried again and nothing expires: {clock}")
+    beat = background.beat
+    call.answer(_form(background.runs, beat, waiting, trouble), _lines(beat, waiting))
     for what in trouble:
         call.say(f"Trouble: {what}")
     if trouble:

@@ -1,7 +1,11 @@
 """The job that sends deliveries: what is due, some at a time, no tenant before all others.
 
+As long as little is due, all of it is looked at, longest due first. When more is, the tenants
+that wait have their turns, in order of their names and round after round, each with the few
+places it may have: a look costs the tenants it comes by and never what is due for them.
+
 A receiver that hangs holds its place for `[callbacks] timeout`. It never holds another
-tenant's: each has but a few of the places, and what is due behind it is looked for.
+tenant's.
 What came of an attempt is written as soon as it is known, so that a crash makes few
 attempts twice. Twice is possible, and announced: the identifier is the same.
 """
@@ -12,23 +16,24 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, final
 
 from cas.callbacks import tenant_secret
-from cas.catalog import Key
-from cas.deliveries import Outcome, due, record_attempt
+from cas.catalog import Snapshot
+from cas.deliveries import Outcome, due, due_of, payload_of, record_attempt, waiting_tenant
 from cas.records import FAILED, Delivery
 from cas.store import Store
 from replicator.callbacks import Sender
+from replicator.names import TooManyQuestions
 
 PLACES: Final = 32  # attempts at a time
 TENANT_PLACES: Final = 4
 # A step waits so long at most, so that what comes due meanwhile gets the free places.
 _STEP_S: Final = 1.0
 _CLOSE_S: Final = 3.0  # what is in flight may take so long when the process is stopped
-_PAGE: Final = 200
-_LOOKED_AT_MAX: Final = 20_000  # records a step, which takes some 50 ms
+_FEW: Final = 100  # due: they are all looked at, which takes a ms
+_TENANTS_A_LOOK: Final = 100  # that have their turn in one look: some 3 ms
 
 _log = logging.getLogger("blobcask.deliveries")
 
@@ -55,13 +60,16 @@ class SendDeliveries:
         self._jitter = jitter
         self._give_up_after_us = store.settings.callbacks.give_up_after
         self._flying: dict[asyncio.Task[None], Delivery] = {}
+        self._last_tenant = ""  # that had its turn
 
     async def step(self, now_us: int) -> bool:
         """Start what is due at `now_us` (catalog time) and has a place; wait for one of all
-        that are on their way, a second at most. True while some are on their way."""
-        for delivery in self._choose(now_us):
+        that are on their way, a second at most. True while there may be more to send now."""
+        chosen, many = self._choose(now_us)
+        for delivery in chosen:
             task = asyncio.create_task(self._attempt(delivery), name=delivery.delivery_id)
             self._flying[task] = delivery
+        done: set[asyncio.Task[None]] = set()
         if self._flying:
             done, _ = await asyncio.wait(
                 self._flying, timeout=_STEP_S, return_when=asyncio.FIRST_COMPLETED
@@ -70,7 +78,7 @@ class SendDeliveries:
                 del self._flying[task]
             for task in done:
                 task.result()  # the catalog's errors are the job's
-        return bool(self._flying)
+        return many or bool(self._flying or done)
 
     async def close(self) -> None:
         """Wait a moment for what is on its way, and give up the rest, to be sent again."""
@@ -83,34 +91,37 @@ class SendDeliveries:
                 _log.warning("an attempt was not recorded: %s", ended)
         self._flying.clear()
 
-    def _choose(self, now_us: int) -> list[Delivery]:
-        flying = {delivery.delivery_id for delivery in self._flying.values()}
-        taken = Counter(delivery.tenant_id for delivery in self._flying.values())
-        chosen: list[Delivery] = []
-        looked_at, after = 0, ()
+    def _choose(self, now_us: int) -> tuple[list[Delivery], bool]:
+        """What to start now, and whether more than a few are due."""
+        places = _Places(self._flying.values())
         with self._store.catalog.read() as snapshot:
-            while len(flying) < PLACES and looked_at < _LOOKED_AT_MAX:
-                page = due(snapshot, now_us, _PAGE, after=after)
-                for delivery in page:
-                    if delivery.delivery_id in flying or len(flying) >= PLACES:
-                        continue
-                    if taken[delivery.tenant_id] < TENANT_PLACES:
-                        taken[delivery.tenant_id] += 1
-                        flying.add(delivery.delivery_id)
-                        chosen.append(delivery)
-                if len(page) < _PAGE:
-                    break
-                looked_at += len(page)
-                after = _place(page[-1])  # type: ignore[assignment]
-        return chosen
+            few = due(snapshot, now_us, _FEW)
+            if len(few) < _FEW:
+                places.offer(few)
+                return places.chosen, False
+            self._give_turns(snapshot, now_us, places)
+        return places.chosen, True
+
+    def _give_turns(self, snapshot: Snapshot, now_us: int, places: _Places) -> None:
+        """Offer the free places to tenants, beginning after the last one that had its turn."""
+        had: set[str] = set()
+        for _ in range(_TENANTS_A_LOOK):
+            tenant_id = waiting_tenant(snapshot, self._last_tenant)
+            if not places.free or tenant_id in had:
+                return
+            self._last_tenant = tenant_id or ""
+            if tenant_id is not None:
+                had.add(tenant_id)
+                places.offer(due_of(snapshot, tenant_id, now_us, TENANT_PLACES))
 
     async def _attempt(self, delivery: Delivery) -> None:
-        secret = tenant_secret(self._master, delivery.tenant_id)
         try:
-            outcome = await self._sender.send(delivery, secret)
-        except Exception:  # noqa: BLE001  a bug that one URL sets off must not stop the others
-            _log.exception("delivery %s met a bug", delivery.delivery_id)
-            outcome = Outcome(None, "an internal error")
+            outcome = await self._outcome(delivery)
+        except TooManyQuestions:
+            # No attempt, and none that counts. It keeps its place for a moment, so that what
+            # cannot be sent now is not chosen again at once.
+            await asyncio.sleep(_STEP_S)
+            return
         # In a thread: it waits for the disk.
         recorded = await asyncio.to_thread(self._record, delivery, outcome)
         if recorded is not None and recorded.status == FAILED:
@@ -119,6 +130,20 @@ class SendDeliveries:
                 *(delivery.delivery_id, delivery.tenant_id, recorded.attempts),
                 recorded.last_error,
             )
+
+    async def _outcome(self, delivery: Delivery) -> Outcome:
+        with self._store.catalog.read() as snapshot:
+            payload = payload_of(snapshot, delivery.delivery_id)
+        if payload is None:
+            return Outcome(None, "what was to be sent is gone", hopeless=True)
+        try:
+            secret = tenant_secret(self._master, delivery.tenant_id)
+            return await self._sender.send(delivery, payload, secret)
+        except TooManyQuestions:
+            raise
+        except Exception:  # noqa: BLE001  a bug that one URL sets off must not stop the others
+            _log.exception("delivery %s met a bug", delivery.delivery_id)
+            return Outcome(None, "an internal error")
 
     def _record(self, delivery: Delivery, outcome: Outcome) -> Delivery | None:
         return record_attempt(
@@ -130,5 +155,26 @@ class SendDeliveries:
         )
 
 
-def _place(delivery: Delivery) -> Key:
-    return (delivery.next_attempt_at or 0, delivery.delivery_id)
+@final
+class _Places:
+    """Who has the places, and whom they are given to now."""
+
+    def __init__(self, flying: Iterable[Delivery]) -> None:
+        taken = list(flying)
+        self.chosen: list[Delivery] = []
+        self.free = PLACES - len(taken)
+        self._identifiers = {delivery.delivery_id for delivery in taken}
+        self._tenants = Counter(delivery.tenant_id for delivery in taken)
+
+    def offer(self, deliveries: Iterable[Delivery]) -> None:
+        """Choose of them, in this order, what has no place yet and may have one."""
+        for delivery in deliveries:
+            if (
+                self.free
+                and delivery.delivery_id not in self._identifiers
+                and self._tenants[delivery.tenant_id] < TENANT_PLACES
+            ):
+                self.free -= 1
+                self._identifiers.add(delivery.delivery_id)
+                self._tenants[delivery.tenant_id] += 1
+                self.chosen.append(delivery)

@@ -9,7 +9,8 @@ from replicator.deliveries import SendDeliveries
 from replicator.destinations import CheckedNetwork
 from replicator.loop import Job
 from replicator.names import Names
-from replicator.sweeping import Collect, Sweep, Upkeep
+from replicator.scrubbing import ScrubRound
+from replicator.sweeping import Collect, Forget, Sweep, Upkeep
 
 
 def jobs_of(store: Store, keys: Keys) -> list[Job]:
@@ -17,9 +18,16 @@ def jobs_of(store: Store, keys: Keys) -> list[Job]:
     return [
         SendDeliveries(store, keys.callbacks, sender_of(store)),
         Sweep(store),
+        Forget(store),
         Collect(store),
         Upkeep(store),
     ]
+
+
+def lasting_jobs_of(store: Store, keys: Keys) -> list[Job]:
+    """The jobs of a process that lasts: also what is at work all the time."""
+    rate_bytes = store.settings.sweeper.scrub_rate
+    return [*jobs_of(store, keys), *([ScrubRound(store, rate_bytes)] if rate_bytes else [])]
 
 
 def sender_of(store: Store) -> Sender:

@@ -11,14 +11,14 @@ import logging
 import os
 import select
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, final
 
 from cas.config import LogSettings
 
 LINE_BYTES_MAX: Final = select.PIPE_BUF  # the longest write that no other process's line splits
-_MESSAGE_CHARS_MAX: Final = 300
-_TRACE_CHARS_MAX: Final = 300  # its end says what happened; a character may be six in JSON
+_CHARS_MAX: Final = 300  # of the message, and of the trace, whose end says what happened
 
 
 @final
@@ -32,33 +32,53 @@ class Lines(logging.Handler):
         self._fd = fd
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = self._line(record).encode()[: LINE_BYTES_MAX - 1] + b"\n"
+        """Never raises: who logs has something else to do than to log."""
+        with suppress(Exception):  # nobody reads any more, or a message that is none
+            line = self._fitting(record)
             if select.select((), (self._fd,), (), 0)[1]:
                 os.write(self._fd, line)
-        except OSError:
-            pass  # nobody reads any more
 
-    def _line(self, record: logging.LogRecord) -> str:
+    def _fitting(self, record: logging.LogRecord) -> bytes:
+        """The line, with as much of message and trace as fits: a character may be 12 bytes."""
+        chars = _CHARS_MAX
+        while True:
+            line = self._line(record, chars).encode(errors="backslashreplace") + b"\n"
+            if len(line) <= LINE_BYTES_MAX:
+                return line
+            chars //= 2
+
+    def _line(self, record: logging.LogRecord, chars: int) -> str:
         at = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        message = record.getMessage()[:_MESSAGE_CHARS_MAX]
+        message = _message(record)[:chars]
         facts: dict[str, Any] = {
             "at": at,
             "level": record.levelname.lower(),
             "pid": record.process,
             "event": "message",
-            "logger": record.name,
+            "logger": record.name[:chars],
             "message": message,
         }
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
-            facts["error"] = type(error).__name__
-            facts["trace"] = "".join(traceback.format_exception(error))[-_TRACE_CHARS_MAX:]
+            facts["error"] = type(error).__name__[:chars]
+            facts["trace"] = _trace(error, chars)
         if self._form == "json":
             return json.dumps(facts)
         told = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
         line = f"{at} {record.levelname:7} [{record.process}] {told}"
         return line + "".join(f"\n    {part}" for part in facts.get("trace", "").splitlines())
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception as error:  # noqa: BLE001  a bug of who logged; better half of it than none
+        return f"{record.msg!r} does not fit its arguments: {type(error).__name__}"
+
+
+def _trace(error: BaseException, chars: int) -> str:
+    trace = "".join(traceback.format_exception(error))
+    return trace[max(0, len(trace) - chars) :]
 
 
 def install(settings: LogSettings) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol, final
 
+from cas.background import JobState
 from cas.errors import BlobcaskError, CatalogClosed, CatalogFailed, Damaged
-from replicator.heartbeat import JobState
 
 BACKOFF_S: Final = 1.0  # after the first failure in a row; doubled after each more
 BACKOFF_S_MAX: Final = 300.0

@@ -12,13 +12,14 @@ from contextlib import suppress
 from itertools import chain, repeat
 from typing import Final, final
 
+from cas.background import Heartbeat
 from cas.config import Settings
 from cas.errors import Conflict
-from cas.keys import load_keys
+from cas.keys import Keys, load_keys
 from cas.store import Store
-from replicator.heartbeat import BEAT_S, Alone, Heartbeat, write_heartbeat
-from replicator.jobs import jobs_of
-from replicator.loop import Loop
+from replicator.heartbeat import BEAT_S, Alone, write_heartbeat
+from replicator.jobs import jobs_of, lasting_jobs_of
+from replicator.loop import Job, Loop
 
 _PLACE_POLL_S: Final = 0.5
 _FIRST_BEAT_S: Final = 0.5
@@ -57,14 +58,15 @@ class Runner:
     def once(self) -> bool:
         """Do all that is due, and return; False when a job failed.
 
-        Raises Conflict while another process has the place.
+        The scrub is never due: it is at work for days, a little at a time. Raises Conflict while
+        another process has the place.
         """
         alone = Alone(self._root)
         try:
             if not alone.take():
                 raise Conflict(f"another replicator (PID {alone.holder()}) runs on this store")
             with Store.open(self._root, self._settings) as store:
-                return asyncio.run(self._loop(store).once())
+                return asyncio.run(self._loop(store, jobs_of).once())
         finally:
             alone.close()
 
@@ -95,7 +97,7 @@ class Runner:
         return False
 
     async def _serve(self, store: Store, stop: asyncio.Event) -> None:
-        loop = self._loop(store)
+        loop = self._loop(store, lasting_jobs_of)
         self._say(f"Replicating {self._root}: {', '.join(loop.states)}.")
         beating = asyncio.create_task(_beat(store, loop))
         try:
@@ -105,12 +107,12 @@ class Runner:
             with suppress(asyncio.CancelledError):
                 await beating
 
-    def _loop(self, store: Store) -> Loop:
+    def _loop(self, store: Store, jobs: Callable[[Store, Keys], list[Job]]) -> Loop:
         def now_us() -> int:
             with store.catalog.read() as snapshot:
                 return store.now_us(snapshot)
 
-        return Loop(jobs_of(store, load_keys(self._settings)), now_us)
+        return Loop(jobs(store, load_keys(self._settings)), now_us)
 
 
 async def _beat(store: Store, loop: Loop) -> None:

@@ -1,4 +1,4 @@
-"""The jobs that end what is over: sweep, collect, upkeep. Each step is a bounded batch.
+"""The jobs that end what is over: sweep, forget, collect, upkeep. Each step is a bounded batch.
 
 They do what the verbs of the same names do, with the same plans, and nothing while the
 clock is not to be believed (invariant 10): that is an error of the job, which `replicate
@@ -19,7 +19,8 @@ from cas.sweep import execute_sweep, plan_sweep
 _BATCH: Final = 1000  # of each kind a step: about a second
 
 
-def _refuse_wrong_clock(store: Store) -> None:
+def refuse_wrong_clock(store: Store) -> None:
+    """Raise Conflict while nothing may be judged by the clock (invariant 10)."""
     trouble = store.clock_trouble()
     if trouble:
         raise Conflict(f"nothing was removed: {trouble}")
@@ -27,7 +28,7 @@ def _refuse_wrong_clock(store: Store) -> None:
 
 @final
 class Sweep:
-    """Ends files, uploads, partials and events whose time is over, and old deliveries."""
+    """Ends files, uploads, partials and events whose time is over."""
 
     name: Final = "sweep"
 
@@ -41,14 +42,36 @@ class Sweep:
 
     def _sweep(self, now_us: int) -> bool:
         store = self._store
-        _refuse_wrong_clock(store)
+        refuse_wrong_clock(store)
         with store.catalog.read() as snapshot:
             plan = plan_sweep(snapshot, now_us, _BATCH, partial_files=store.partial_files)
-            old = plan_forgetting(snapshot, now_us, _BATCH)
         swept = execute_sweep(store.catalog, plan, partial_files=store.partial_files)
-        forgotten = forget(store.catalog, old, now_us)
         ended = swept.files + swept.uploads + swept.partials + swept.events + swept.leftovers
-        return ended + forgotten > 0
+        return ended > 0
+
+    async def close(self) -> None:
+        """Nothing is left open between steps."""
+
+
+@final
+class Forget:
+    """Removes deliveries that were decided long ago."""
+
+    name: Final = "forget"
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.interval_s = store.settings.sweeper.interval / SECOND_US
+
+    async def step(self, now_us: int) -> bool:
+        """One batch; True when it removed something, so that there may be more."""
+        return await asyncio.to_thread(self._forget, now_us)
+
+    def _forget(self, now_us: int) -> bool:
+        refuse_wrong_clock(self._store)
+        with self._store.catalog.read() as snapshot:
+            old = plan_forgetting(snapshot, now_us, _BATCH)
+        return forget(self._store.catalog, old, now_us) > 0
 
     async def close(self) -> None:
         """Nothing is left open between steps."""
@@ -69,7 +92,7 @@ class Collect:
         return await asyncio.to_thread(self._collect, now_us)
 
     def _collect(self, now_us: int) -> bool:
-        _refuse_wrong_clock(self._store)
+        refuse_wrong_clock(self._store)
         with self._store.catalog.read() as snapshot:
             plan = self._store.collector.plan(snapshot, now_us, _BATCH)
         return bool(plan.digests) and self._store.collector.execute(plan).blobs > 0

@@ -88,7 +88,7 @@ def test_some_calls_belong_to_one_module(what: str) -> None:
 
 # What serves no tenant, or wires the rest. Everything else in the gateway reaches records
 # through a right: a caller, a token or a signature (invariant 9).
-KNOW_THE_STORE = {"app", "cli", "door", "health", "metrics", "wsgi"}
+KNOW_THE_STORE = {"app", "board", "cli", "door", "health", "metrics", "wsgi"}
 
 
 def test_in_the_gateway_only_the_door_knows_the_store() -> None:

@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 Key = tuple[Value, ...]
 
+_PAGE = 1000  # records read at once by `pages`
+
 
 class Snapshot(Protocol):
     """The catalog as it was at one commit. Sees durable state only (invariant 4)."""
@@ -66,6 +68,17 @@ class Snapshot(Protocol):
     def position(self) -> Position:
         """Which frame of the journal this snapshot shows."""
         ...
+
+
+def pages(
+    snapshot: Snapshot, kind: type[R], index: str = "", prefix: Key = ()
+) -> Iterator[list[R]]:
+    """All records of `kind` in the order of `index`, that begin with `prefix`; 1,000 at a time."""
+    fields = kind.schema.indexes[index] if index else kind.schema.key
+    after: Key = ()
+    while page := snapshot.range(kind, index, prefix, after=after, limit=_PAGE):
+        yield page
+        after = tuple(getattr(page[-1], field) for field in fields[len(prefix) :])
 
 
 class Transaction(Snapshot, Protocol):
@@ -138,7 +151,11 @@ class Catalog(Protocol):
         ...
 
     def alone(self, act: Callable[[Snapshot], T]) -> T:
-        """Run `act` while nobody else writes, in this process or any other, and sees the newest.
+        """Run `act` while nobody else writes, in this process or any other.
+
+        It sees what is committed and what the writes before it in its own group changed,
+        which is undecided: should the group fail, they are undone, and what `act` did stays.
+        So `act` must be right with them and without.
 
         For what is done to files that a writer may be about to name, such as unlinking one
         that no record names. It is journalled nowhere, so it needs no space; unlike a

@@ -9,9 +9,9 @@ transaction   changing
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import final
 
 import lmdb
@@ -32,6 +32,38 @@ DAMAGE = (
 
 MAP_BYTES = 1 << 40  # sparse address space, not disk: the map never has to grow in flight
 READERS_MAX = 8192  # slots shared by all threads of all processes; 64 bytes each
+
+
+@final
+class Reading:
+    """A snapshot while it is open. A class, since a generator would cost as much as the read."""
+
+    __slots__ = ("_damaged", "_env", "_txn")
+
+    def __init__(self, env: lmdb.Environment, damaged: Callable[[], None]) -> None:
+        self._env = env
+        self._damaged = damaged
+
+    def __enter__(self) -> LmdbSnapshot:
+        try:
+            self._txn = self._env.begin(buffers=False)
+        except DAMAGE as error:
+            self._damaged()
+            raise IndexDamaged(str(error)) from None
+        return LmdbSnapshot(self._txn)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._txn.abort()
+        if isinstance(error, IndexDamaged):
+            self._damaged()
+        elif isinstance(error, DAMAGE):
+            self._damaged()
+            raise IndexDamaged(str(error)) from None
 
 
 @final
@@ -101,13 +133,10 @@ class Index:
         os.truncate(self._folder / "data.mdb", size_bytes)
         return Index(self._folder)
 
-    @contextmanager
-    def read(self) -> Iterator[LmdbSnapshot]:
-        try:
-            with self._env.begin(buffers=False) as txn:
-                yield LmdbSnapshot(txn)
-        except DAMAGE as error:
-            raise IndexDamaged(str(error)) from None
+    def read(self, damaged: Callable[[], None] = lambda: None) -> Reading:
+        """A snapshot, as a context manager; what LMDB cannot read there is IndexDamaged, and
+        told to `damaged` too."""
+        return Reading(self._env, damaged)
 
     def begin(self) -> lmdb.Transaction[bytes]:
         """A write transaction; waits for the writer lock shared by all processes."""

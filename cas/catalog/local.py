@@ -8,7 +8,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar, cast, final
 
@@ -24,7 +24,7 @@ from cas.catalog.ground import Boot, Lock, mount_of, refuse_network
 from cas.catalog.images import Head, put_head
 from cas.catalog.journal import Segment, Stop, Tail, read_frame, segments_in, valid_at_or_after
 from cas.catalog.layout import LAYOUT_OF_NUMBER, SCHEMA
-from cas.catalog.lmdb import Index
+from cas.catalog.lmdb import Index, Reading
 from cas.catalog.recovery import (
     Folders,
     begin_segment,
@@ -319,11 +319,9 @@ class LocalCatalog:
 
     # --- the seam
 
-    @contextmanager
-    def read(self) -> Iterator[Snapshot]:
+    def read(self) -> AbstractContextManager[Snapshot]:
         """See `cas.catalog.Catalog.read`."""
-        with self.inspect() as snapshot:
-            yield snapshot
+        return self.inspect()
 
     def write(
         self, change: Callable[[Transaction], T], *, actor: str = "", request_id: str = ""
@@ -427,16 +425,10 @@ class LocalCatalog:
 
     # --- beyond the seam: what only this form has
 
-    @contextmanager
-    def inspect(self) -> Iterator[LmdbSnapshot]:
+    def inspect(self) -> Reading:
         """A snapshot that also shows the index itself: for doctor and the refcount audit."""
         self._usable()
-        try:
-            with self._index.read() as snapshot:
-                yield snapshot
-        except IndexDamaged:
-            self._distrust()
-            raise
+        return self._index.read(self._distrust)
 
     def reader_check(self) -> int:
         """Free the reader slots of processes that were killed; returns how many."""

@@ -109,6 +109,8 @@ class Call:
 
     def page_url(self, upload: PendingUpload) -> str | None:
         """The address of an upload's page, as far as it is known here."""
+        if not upload.upload_token:  # of a server, by a token that may only view
+            return None
         gateway = self.settings.gateway
         base = self.server or gateway.public_url
         host, _, port = gateway.bind.rpartition(":")

@@ -31,7 +31,7 @@ def upload_form(upload: PendingUpload, url: str | None) -> JSON:
     """An upload; `url` is that of its page, None where the server's address is not known."""
     return {
         "upload_id": upload.upload_id,
-        "upload_token": upload.upload_token,
+        "upload_token": upload.upload_token or None,  # None: who asks may only view
         "upload_url": url,
         "event_name": upload.event_name,
         "name": upload.name,

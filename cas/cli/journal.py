@@ -22,7 +22,7 @@ from cas.cli.call import JSON, Bar, Call, counted, pass_call
 from cas.cli.exits import WrongFound
 from cas.clock import rfc3339
 from cas.errors import JournalDamaged
-from cas.records import Event, Record
+from cas.records import DeliveryPayload, Event, Record
 from cas.store import Store
 
 _POLL_S = 0.5  # how often --follow looks
@@ -217,7 +217,7 @@ def _record_form(record: Record) -> JSON:
             record.__struct_fields__, msgspec.structs.astuple(record), strict=True
         )
     }
-    if isinstance(record, Event):
+    if isinstance(record, (Event, DeliveryPayload)):
         form["payload"] = json.loads(record.payload)
     return form
 

@@ -102,7 +102,7 @@ def uploads(
                 lambda upload: upload_form(upload, call.page_url(upload)),
                 ("TOKEN", "STATUS", "CREATED", "EXPIRES", "NAME"),
                 lambda upload: (
-                    upload.upload_token,
+                    upload.upload_token or "-",
                     upload.status,
                     rfc3339(upload.created_at),
                     rfc3339(upload.expires_at),

@@ -8,6 +8,7 @@ from typing import Final, final
 from urllib.parse import quote, urlsplit
 
 import httpx
+import msgspec
 
 from cas.errors import Conflict, DigestMismatch, NotFound, ServerRefused, UploadClosed
 from cas.files import Page
@@ -71,8 +72,8 @@ class RemoteUploads:
         return values.pending_upload(self._wire.form("POST", f"{_path(token)}/cancel"))
 
     def url(self, upload: PendingUpload) -> str:
-        """The address of its upload page."""
-        return self._wire.url(f"/u/{upload.upload_token}")
+        """The address of its upload page; "" where its token was not told."""
+        return "" if not upload.upload_token else self._wire.url(f"/u/{upload.upload_token}")
 
 
 @final
@@ -86,7 +87,9 @@ class RemoteLink:
     @property
     def upload(self) -> PendingUpload:
         """The upload as its tenant sees it now; needs the tenant's bearer token."""
-        return values.pending_upload(self._wire.form("GET", _path(self._token)))
+        found = values.pending_upload(self._wire.form("GET", _path(self._token)))
+        # Who may only view is not told the token, which is in his hands here.
+        return msgspec.structs.replace(found, upload_token=self._token)
 
     def info(self) -> JSON:
         """Constraints, state, filled slots and fresh signed URLs, as the API tells them."""

@@ -573,9 +573,66 @@ def test_bytes_that_no_record_comes_to_name_are_removed(store: Store) -> None:
     with pytest.raises(UploadClosed) as closed:
         link.put(0, DATA, filename="a.bin")
     assert closed.value.state == "cancelled"
+    store.blobs.close()
     assert store.blobs.stat(DIGEST) is None
     assert blob(store) is None
     assert audit(store).orphans == []
+
+
+def test_what_was_refused_is_removed_by_closing_at_the_latest(root: Path, clock: HandClock) -> None:
+    with Store.open(root / "refusing", SETTINGS, clock=clock) as store:
+        link, answered = upload(store), threading.Event()
+
+        def cancel() -> None:
+            store.uploads("acme", "ada").cancel(link.upload.upload_token)
+
+        interpose(store.adoption).append(cancel)
+        store.blobs.leftovers.add(lambda: answered.wait(60))
+        with pytest.raises(UploadClosed):
+            link.put(0, DATA, filename="a.bin")
+        assert store.blobs.stat(DIGEST) is not None
+        answered.set()
+    assert store.blobs.stat(DIGEST) is None
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("step", ["sync_data", "sync_folder"])
+def test_a_failed_sync_leaves_no_name(
+    store: Store, files: Files, disk: InterposedDisk, step: str, code: int
+) -> None:
+    def fail() -> None:
+        assert store.blobs.stat(DIGEST) is not None  # it has its name by now
+        raise OSError(code, os.strerror(code))
+
+    disk.before[step].append(fail)
+    with pytest.raises(StoreFull if code == errno.ENOSPC else OSError):
+        put(files)
+    store.blobs.close()
+    assert store.blobs.stat(DIGEST) is None
+    assert_stored(store, put(files))
+
+
+def test_nobody_counts_on_a_file_whose_sync_may_have_failed_for_another(
+    store: Store, files: Files, disk: InterposedDisk
+) -> None:
+    """The kernel tells of a failed sync once; who syncs the same file later hears of nothing."""
+    others = store.blobs.stage(DATA, sync=False)
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "the bytes are lost")
+
+    def placed_by_another() -> None:
+        store.blobs.remove(DIGEST)  # an orphan, to a scrub
+        disk.before["sync_data"].append(fail)
+        with pytest.raises(OSError, match="lost"):
+            store.blobs.place(others)
+
+    with others:
+        interpose(store.adoption).append(placed_by_another)
+        assert_stored(store, put(files))
+        found = store.blobs.stat(DIGEST)
+        assert found is not None
+        assert found.inode != others.seen().inode
 
 
 def test_the_own_object_stays_when_another_adopted_it_and_the_own_change_fails(

@@ -197,9 +197,14 @@ def test_a_taken_name_is_given_to_synced_bytes_only(root: Path) -> None:
 def test_a_rehearsal_takes_the_steps_of_placing_and_leaves_nothing(root: Path) -> None:
     disk = TracedDisk()
     files = created(root, disk)
-    with nothing_kept(root, files), files.stage(HELLO) as staged:
+    with nothing_kept(root, files), files.stage(HELLO, sync=False) as staged:
         files.rehearse(staged)
-    assert disk.steps == ["temporary", "write", "sync_data", "link", "sync_folder", "unlink"]
+    rehearsed, disk.steps = disk.steps, []
+    with files.stage(HELLO, sync=False) as staged:
+        files.place(staged)
+    files.close()
+    assert disk.steps == ["temporary", "write", "link", "sync_data", "sync_folder"]
+    assert rehearsed == [*disk.steps, "unlink"]  # after the answer
 
 
 def test_many_uploads_at_once_find_no_lane_and_are_stored_all_the_same(files: BlobFiles) -> None:

@@ -18,14 +18,17 @@ from cas.deliveries import (
     after_attempt,
     backlog,
     due,
+    due_of,
     enqueue,
+    failed_deliveries,
     forget,
+    payload_of,
     plan_forgetting,
     record_attempt,
-    tenants,
+    waiting_tenant,
 )
 from cas.errors import FilesRefused, InvalidRequest, NotFound
-from cas.records import DONE, FAILED, WAITING, Delivery
+from cas.records import DONE, FAILED, WAITING, Delivery, DeliveryPayload
 from cas.store import Store
 from cas.uploads import UploadRequest, resume_payload
 from tests.clocks import HandClock
@@ -52,6 +55,13 @@ def all_due(store: Store) -> list[Delivery]:
         return due(snapshot, store.now_us(snapshot), 100)
 
 
+def sent_by(store: Store, delivery: Delivery) -> bytes:
+    with store.catalog.read() as snapshot:
+        payload = payload_of(snapshot, delivery.delivery_id)
+    assert payload is not None
+    return payload
+
+
 def attempted(store: Store, delivery: Delivery, outcome: Outcome) -> Delivery:
     recorded = record_attempt(
         store.catalog, delivery.delivery_id, outcome, give_up_after_us=GIVE_UP_US, jitter=0
@@ -76,7 +86,7 @@ def test_completing_an_upload_records_its_callback_with_the_resume_payload(store
     (delivery,) = all_due(store)
     assert (delivery.tenant_id, delivery.kind) == ("t1", "callback")
     assert (delivery.subject, delivery.target) == (upload.upload_id, "https://bank.test/hook")
-    assert json.loads(delivery.payload) == {
+    assert json.loads(sent_by(store, delivery)) == {
         "type": "upload.completed",
         "upload_id": upload.upload_id,
         "event_name": upload.event_name,
@@ -134,6 +144,17 @@ def test_a_tenant_sees_its_own_deliveries_newest_first(store: Store, clock: Hand
     assert own.list(status=WAITING).items == [second]
 
 
+def test_the_newest_delivery_of_each_subject_is_found_and_no_foreign_one(
+    store: Store, clock: HandClock
+) -> None:
+    enqueued(store)
+    clock.advance(SECOND_US)
+    newest, other = enqueued(store), enqueued(store, subject="u2")
+    enqueued(store, "t2", subject="u3")
+    found = store.deliveries("t1", "ada").newest(["u1", "u2", "u3", "u4"])
+    assert found == {"u1": newest, "u2": other}
+
+
 def test_a_foreign_delivery_is_as_unknown_as_none(store: Store) -> None:
     theirs = enqueued(store, "t2")
     own = store.deliveries("t1", "tests")
@@ -157,7 +178,8 @@ def test_a_failed_delivery_that_is_sent_again_has_all_its_attempts_before_it(
 
     again = store.deliveries("t1", "tests").resend(delivery.delivery_id)
 
-    assert (again.delivery_id, again.payload) == (delivery.delivery_id, delivery.payload)
+    assert again.delivery_id == delivery.delivery_id
+    assert json.loads(sent_by(store, again)) == {"a": 1}
     assert (again.status, again.attempts, again.done_at) == (WAITING, 0, None)
     assert again.last_error == "answered 410"
     assert all_due(store) == [again]
@@ -250,6 +272,51 @@ def test_an_error_text_is_cut_before_it_is_kept(store: Store) -> None:
     assert len(kept.last_error) == 300
 
 
+def test_an_attempt_writes_nothing_of_what_is_sent_again(store: Store, root: Path) -> None:
+    """A message about a thousand files has 300 KB, and is tried for three days."""
+    big = {"text": "x" * 300_000}
+    delivery = store.catalog.write(
+        lambda txn: enqueue(txn, "t1", "callback", "u1", "https://a.test/", big)
+    )
+    before = journalled(root)
+    for _ in range(10):
+        attempted(store, delivery, BROKEN)
+    assert journalled(root) - before < 20_000
+    assert json.loads(sent_by(store, delivery)) == big
+
+
+def journalled(root: Path) -> int:
+    return sum(len(path.read_bytes().rstrip(b"\0")) for path in root.glob("catalog/journal/*"))
+
+
+# --- the queue
+
+
+def test_each_tenant_that_waits_is_found_whatever_else_there_is(
+    store: Store, clock: HandClock
+) -> None:
+    busy = [enqueued(store, "busy") for _ in range(5)]
+    later = enqueued(store, "later")
+    attempted(store, later, BROKEN)
+    attempted(store, enqueued(store, "over"), TAKEN)
+    attempted(store, gone := enqueued(store, "refused"), Outcome(410))
+    attempted(store, busy[0], BROKEN)
+    with store.catalog.read() as snapshot:
+        now_us = store.now_us(snapshot)
+        assert waiting_tenant(snapshot) == "busy"
+        assert waiting_tenant(snapshot, "busy") == "later"
+        assert waiting_tenant(snapshot, "later") is None
+        ready = {each.delivery_id for each in due_of(snapshot, "busy", now_us, 10)}
+        assert ready == {each.delivery_id for each in busy[1:]}
+        assert len(due_of(snapshot, "busy", now_us, 3)) == 3
+        assert due_of(snapshot, "later", now_us, 10) == []
+        assert [each.delivery_id for each in due_of(snapshot, "busy", now_us + HOUR_US, 10)][
+            -1
+        ] == busy[0].delivery_id
+        failed = failed_deliveries(snapshot, 10)
+        assert [each.delivery_id for each in failed] == [gone.delivery_id]
+
+
 # --- what is owed, and what is over
 
 
@@ -262,7 +329,6 @@ def test_the_backlog_counts_all_tenants(store: Store, clock: HandClock) -> None:
     clock.advance(HOUR_US)
     with store.catalog.read() as snapshot:
         counted = backlog(snapshot, store.now_us(snapshot))
-        assert tenants(snapshot) == ["t1", "t2", "t3"]
     assert (counted.waiting, counted.failed, counted.oldest_us) == (2, 1, HOUR_US)
 
 
@@ -282,6 +348,9 @@ def test_what_is_decided_is_forgotten_in_the_end_and_what_waits_never(
     assert forget(store.catalog, plan, now_us) == 0
     kept = {each.delivery_id for each in store.deliveries("t1", "tests").list().items}
     assert kept == {waiting.delivery_id, late.delivery_id}
+    with store.catalog.read() as snapshot:
+        sent = {each.delivery_id for each in snapshot.range(DeliveryPayload, "")}
+    assert sent == kept
 
 
 def test_a_delivery_that_is_sent_again_after_the_plan_is_not_forgotten(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from cas.config import Settings, Size, StoreSettings
 from cas.digest import digest_of
 from cas.doctor import examine
 from cas.durable import DISK, Disk
-from cas.errors import BlobcaskError
+from cas.errors import BlobcaskError, StoreFull
+from cas.format import STEPS
 from cas.quotas import usage_of
-from cas.records import PENDING, PendingUpload, UploadFile, Usage
+from cas.records import PENDING, Mark, PendingUpload, UploadFile, Usage
 from cas.store import Store
 from tests.audit import assert_well, audit
 from tests.cas.disks import TracedDisk
@@ -88,9 +90,14 @@ def test_slots_of_format_1_learn_whose_they_are(memory: Path, clock: HandClock) 
         audit(store)
 
 
+def journal_of(root: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((root / "catalog/journal").iterdir())]
+
+
 def test_an_upgrade_that_stops_anywhere_is_done_by_the_next_opening(
     memory: Path, clock: HandClock
 ) -> None:
+    """And the older version, which VERSION alone keeps away, never meets what it cannot read."""
     whole = TracedDisk()
     opened(version_1(memory / "whole"), clock, whole).close()
     for number, step in enumerate(whole.steps):
@@ -99,40 +106,91 @@ def test_an_upgrade_that_stops_anywhere_is_done_by_the_next_opening(
         with suppress(OSError, BlobcaskError):
             opened(root, clock, broken).close()
         assert broken.failed == step
+        if (root / "VERSION").read_text() == "1\n":
+            assert journal_of(root) == [gzip.decompress(JOURNAL.read_bytes())]
         assert_upgraded(root, clock)
 
 
-def test_one_that_stopped_before_the_version_was_written_counts_again(
-    memory: Path, clock: HandClock
+def test_a_step_runs_until_it_left_its_mark_and_never_again(
+    memory: Path, clock: HandClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What came in between was counted as it came, and must not be counted twice."""
     root = version_1(memory / "store")
-    opened(root, clock).close()
+    (root / "VERSION").write_text("2\n")  # as after a crash between VERSION and the count
+    assert_upgraded(root, clock)
+    monkeypatch.setitem(STEPS, "usage_counted", lambda *_: pytest.fail("it ran again"))
+    assert_upgraded(root, clock)
+
+
+def test_slots_learn_their_tenant_in_several_writes(
+    memory: Path, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cas.quotas._SLOTS_A_WRITE", 2)
+    root = version_1(memory / "store")
+    with opened(root, clock) as store:
+        marked = [change for change in store.catalog.changes(0) if change.actor == "recount"]
+        tables = [Counter(op[0] for op in change.ops) for change in marked]
+    assert [count[UploadFile] for count in tables] == [2, 1, 0]
+    assert [count[Mark] for count in tables] == [0, 0, 1]
+    assert_upgraded(root, clock)
+
+
+def test_a_repeated_count_counts_nothing_twice(memory: Path, clock: HandClock) -> None:
+    root = version_1(memory / "store")
     with opened(root, clock) as store:
         file = store.files("acme", "ada").put(b"more", name="more")
-    (root / "VERSION").write_text("1\n")
+        store.catalog.write(lambda txn: txn.delete(Mark("usage_counted", "")))
     with opened(root, clock) as store:
         assert store.files("acme", "ada").usage() == Usage("acme", 5, 28)
         assert store.file_by_id(file.file_id) == file
         audit(store)
-    assert (root / "VERSION").read_text() == "2\n"
 
 
-def test_a_full_disk_opens_and_is_upgraded_later(memory: Path, clock: HandClock) -> None:
-    class FullForVersion(Disk):
-        """Has no room for VERSION."""
+class FullDisk(Disk):
+    """Has no room for the file `name`, so many times."""
 
-        def write_file(self, path: Path, data: bytes, mode: int = 0o644) -> None:
-            if path.name == "VERSION":
-                raise OSError(errno.ENOSPC, "full")
-            super().write_file(path, data, mode)
+    def __init__(self, name: str, times: int) -> None:
+        self._name, self._times = name, times
+
+    def write_file(self, path: Path, data: bytes, mode: int = 0o644) -> None:
+        if path.name == self._name and self._times:
+            self._times -= 1
+            raise OSError(errno.ENOSPC, "full")
+        super().write_file(path, data, mode)
+
+
+def test_a_full_disk_gives_the_ballast_for_version(memory: Path, clock: HandClock) -> None:
+    root = version_1(memory / "store")
+    with opened(root, clock, FullDisk("VERSION", 1)) as store:
+        assert (root / "VERSION").read_text() == "2\n"
+        assert store.files("acme", "ada").usage() == USED["acme"]
+
+
+def test_nothing_new_is_journalled_where_version_cannot_be_written(
+    memory: Path, clock: HandClock
+) -> None:
+    root = version_1(memory / "store")
+    with pytest.raises(StoreFull):
+        opened(root, clock, FullDisk("VERSION", 2))
+    assert (root / "VERSION").read_text() == "1\n"
+    assert journal_of(root) == [gzip.decompress(JOURNAL.read_bytes())]
+    assert_upgraded(root, clock)
+
+
+def test_a_step_that_finds_the_disk_full_runs_at_a_later_opening(
+    memory: Path, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StoreFull(0, 1, memory)
 
     root = version_1(memory / "store")
-    with opened(root, clock, FullForVersion()) as store:
-        store.files("acme", "ada").put(b"x", name="x")
-    assert (root / "VERSION").read_text() == "1\n"
+    with monkeypatch.context() as patch:
+        patch.setitem(STEPS, "usage_counted", full)
+        with opened(root, clock) as store:
+            store.files("acme", "ada").put(b"x", name="x")
+    assert (root / "VERSION").read_text() == "2\n"
     with opened(root, clock) as store:
         assert store.files("acme", "ada").usage() == Usage("acme", 5, 25)
+        audit(store)
 
 
 def test_the_doctor_says_that_an_older_format_is_upgraded(memory: Path, clock: HandClock) -> None:

@@ -13,6 +13,8 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -47,6 +49,7 @@ from cas.quotas import usage_of
 from cas.records import Event, Partial, UploadFile
 from cas.store import Store
 from cas.sweep import Swept, execute_sweep, plan_sweep
+from cas.takeover import Takeovers, take
 from cas.uploads import UploadLink, UploadRequest
 from tests.audit import assert_well, audit
 from tests.clocks import START_US, HandClock
@@ -259,6 +262,47 @@ def test_what_will_not_fit_with_its_copy_is_refused_at_the_beginning(
     with pytest.raises(StoreFull):
         begin(link, free // 2 + (1 << 30))
     begin(link, free // 4)
+
+
+# --- taking over
+
+
+@final
+class Wanted:
+    """A source that is told when it shall end, and may fail at it."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.told = threading.Event()
+        self._error = error
+
+    def interrupt(self) -> None:
+        self.told.set()
+        if self._error is not None:
+            raise self._error
+
+
+def test_a_writer_that_cannot_be_interrupted_keeps_no_other_from_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    takeovers = Takeovers()
+    sources = [Wanted(RuntimeError("deaf")), Wanted(), Wanted()]
+    with ThreadPoolExecutor(len(sources)) as pool, ExitStack() as writers:
+        for number, source in enumerate(sources):
+            path = tmp_path / str(number)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT)
+            writers.callback(os.close, fd)
+            take(fd, 0)
+            writers.enter_context(takeovers.reading(fd, source))
+            other = os.open(path, os.O_RDWR)
+            # Each is wanted once the one before was told, so the watch must have gone on.
+            pool.submit(take, other, 30).add_done_callback(partial(_closed, other))
+            assert source.told.wait(30)
+    assert "deaf" in caplog.text
+    assert caplog.text.count("could not be interrupted") == 1
+
+
+def _closed(fd: int, _: object) -> None:
+    os.close(fd)
 
 
 # --- interruptions

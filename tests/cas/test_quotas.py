@@ -18,7 +18,7 @@ from cas.digest import digest_of
 from cas.errors import LinkQuotaExceeded, QuotaExceeded
 from cas.files import Files, PutItem
 from cas.quotas import recount_usage, usage_of
-from cas.records import StoredFile, UploadFile, Usage
+from cas.records import Mark, StoredFile, UploadFile, Usage
 from cas.references import parse_reference
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
@@ -165,6 +165,7 @@ def test_the_last_byte_fits_and_one_more_does_not(store: Store, files: Files) ->
         files.put(io.BytesIO(b"y" * 41), name="b")
     error = refused.value
     assert (error.what, error.limit, error.used, error.needed) == ("size_bytes", 100, 60, 41)
+    store.blobs.close()
     assert store.blobs.stat(digest_of(b"y" * 41)) is None
     files.put(b"y" * 40, name="b")
     files.put(b"", name="empty")  # a file of no bytes still is one
@@ -198,6 +199,7 @@ def test_a_stream_of_unknown_length_is_judged_when_it_has_come(store: Store, fil
     with pytest.raises(QuotaExceeded):
         files.put(Pipe(), name="a")
     assert used(store) == (0, 0)
+    store.blobs.close()
     assert store.blobs.stat(digest_of(b"z" * 101)) is None
 
 
@@ -356,6 +358,18 @@ def test_a_recount_mends_what_the_doctor_found(store: Store, files: Files) -> No
     assert recount_usage(store.catalog) == 3
     assert recount_usage(store.catalog) == 0
     assert (used(store), used(store, "other")) == ((1, 10), (1, 7))
+
+
+def test_a_count_that_another_process_has_done_is_not_done_again(store: Store) -> None:
+    def spoil(txn: Transaction) -> None:
+        txn.insert(Usage("nobody", 1, 1))
+
+    store.catalog.write(spoil)
+    mark = Mark("counted", "")
+    assert recount_usage(store.catalog, mark) == 1
+    store.catalog.write(spoil)
+    assert recount_usage(store.catalog, mark) == 0
+    assert recount_usage(store.catalog) == 1
 
 
 def test_a_miscount_keeps_nobody_from_deleting(store: Store, files: Files) -> None:

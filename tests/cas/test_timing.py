@@ -1,7 +1,8 @@
 """Time tells no tenant whether another one has some bytes (invariant 9).
 
 A put that misses and a put whose bytes another tenant holds do the same durable steps in
-the same order before they answer; the long form measures that they take the same time.
+the same order before they answer, also where the answer is a refusal; the long form
+measures that they take the same time.
 """
 
 from __future__ import annotations
@@ -10,17 +11,23 @@ import math
 import random
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from cas.config import Settings, Size, StoreSettings
+from cas.config import LimitSettings, Settings, Size, StoreSettings
+from cas.digest import digest_of
+from cas.errors import LinkQuotaExceeded, QuotaExceeded, UploadClosed
 from cas.files import Files, PutItem
 from cas.store import Store
 from cas.uploads import UploadRequest
 from tests.cas.disks import TracedDisk
+from tests.cas.interposed import interpose
 from tests.clocks import HandClock
 
 SETTINGS = Settings(store=StoreSettings(min_free=Size(0)))
@@ -60,16 +67,98 @@ def test_a_hit_on_anothers_bytes_does_the_steps_of_a_miss(
         store.blobs.close()
         steps = {}
         for kind, data in (("miss", b"m" * size_bytes), ("hit", held)):
-            disk.steps.clear()
-            put(store, files, data)
-            steps[kind] = answered(disk.steps)
+            with until_the_answer(store, disk):
+                put(store, files, data)
+                steps[kind] = list(disk.steps)
     assert steps["hit"] == steps["miss"]
     assert {"write", "link"} <= set(steps["hit"])
 
 
-def answered(steps: list[str]) -> list[str]:
-    """The steps that take time before the answer: taking a name away in memory takes none."""
-    return [step for step in steps if step != "unlink"]
+@contextmanager
+def until_the_answer(store: Store, disk: TracedDisk) -> Iterator[None]:
+    """Nothing of what is done after the answer is done before the end."""
+    answered = threading.Event()
+    store.blobs.leftovers.add(lambda: answered.wait(60))
+    disk.steps.clear()
+    try:
+        yield
+    finally:
+        answered.set()
+        store.blobs.close()
+
+
+def over_quota(store: Store, data: bytes) -> None:
+    with pytest.raises(QuotaExceeded):
+        store.files("full", "ada").put(Stream(data), name="it")
+
+
+def over_quota_in_a_batch(store: Store, data: bytes) -> None:
+    with pytest.raises(QuotaExceeded):
+        store.files("full", "ada").put_many([PutItem(data, "it")])
+
+
+def over_quota_in_a_slot(store: Store, data: bytes) -> None:
+    upload = store.uploads("full", "ada").request(UploadRequest("it"))
+    with pytest.raises(LinkQuotaExceeded):
+        store.upload_link(upload.upload_token).put(0, Stream(data), filename="it")
+
+
+def into_a_slot_that_closes(store: Store, data: bytes) -> None:
+    uploads = store.uploads("acme", "ada")
+    token = uploads.request(UploadRequest("it")).upload_token
+    interpose(store.adoption).append(lambda: uploads.cancel(token))
+    with pytest.raises(UploadClosed):
+        store.upload_link(token).put(0, Stream(data), filename="it")
+
+
+class Stream:
+    """Of a length that nobody knows."""
+
+    def __init__(self, data: bytes) -> None:
+        self._rest = memoryview(data)
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        piece, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+@pytest.mark.parametrize(
+    "refuse", [over_quota, over_quota_in_a_batch, over_quota_in_a_slot, into_a_slot_that_closes]
+)
+@pytest.mark.parametrize("size_bytes", [4096, 3 << 20])
+def test_a_refused_put_does_the_same_steps_whoever_has_the_bytes(
+    memory: Path, clock: HandClock, refuse: Callable[[Store, bytes], None], size_bytes: int
+) -> None:
+    disk, held = TracedDisk(), b"h" * size_bytes
+    with Store.open(memory / "store", SETTINGS, clock=clock, disk=disk) as store:
+        store.files("other", "bob").put(held, name="it")
+        store.files("full", "ada").put(b"x", name="it")
+    limited = Settings(store=SETTINGS.store, limits=LimitSettings(quota_files=1))
+    with Store.open(memory / "store", limited, clock=clock, disk=disk) as store:
+        steps = {}
+        for kind, data in (("miss", b"m" * size_bytes), ("hit", held)):
+            with until_the_answer(store, disk):
+                refuse(store, data)
+                steps[kind] = list(disk.steps)
+        assert [entry.name for entry in store.blobs.shard(digest_of(b"m" * size_bytes)[0])] == []
+    assert steps["hit"] == steps["miss"]
+    assert {"write", "link"} <= set(steps["hit"])
+
+
+def test_a_heal_waits_for_the_disk_as_often_as_a_miss(memory: Path, clock: HandClock) -> None:
+    """What it does besides takes no waiting; but it is the one case that can be told apart."""
+    disk = TracedDisk()
+    with Store.open(memory / "store", SETTINGS, clock=clock, disk=disk) as store:
+        store.files("other", "bob").put(b"old", name="it")
+        clock.advance(SETTINGS.store.trust_verified_for + 1)
+        steps = {}
+        for kind, data in (("miss", b"new"), ("heal", b"old")):
+            with until_the_answer(store, disk):
+                put_one(store, store.files("acme", "ada"), data)
+                steps[kind] = Counter(disk.steps)
+    assert steps["heal"] - steps["miss"] == Counter(["link", "rename", "unlink"])
+    assert steps["miss"] - steps["heal"] == Counter()
 
 
 @pytest.mark.soak

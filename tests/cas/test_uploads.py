@@ -23,6 +23,7 @@ from cas.errors import (
     InvalidRequest,
     NotFound,
     SizeMismatch,
+    SlotTaken,
     TooLarge,
     UploadClosed,
 )
@@ -626,3 +627,35 @@ def test_a_tokens_bearer_never_learns_by_time_what_the_tenant_has(store: Store) 
     store.adoption.meeting = noting  # type: ignore[assignment, method-assign]
     link.put(0, b"abc", filename="a")
     assert [meeting.value for meeting in met] == ["rehearse"]
+
+
+class Unread:
+    """A body that nobody may read."""
+
+    def readinto(self, _buffer: memoryview, /) -> int:
+        raise AssertionError("it was read")
+
+
+def test_a_body_that_cannot_be_kept_is_refused_unread(store: Store) -> None:
+    uploads = store.uploads("acme", "ada")
+    token = uploads.request(UploadRequest("papers", max_files=3)).upload_token
+    link = store.upload_link(token)
+    link.put(0, b"x", filename="a.txt")
+    link.begin_partial(1, "b.txt", None, 10)
+    for index in (0, 1):
+        with pytest.raises(SlotTaken):
+            link.put(index, Unread(), filename="c.txt", only_free=True)
+    link.put(0, b"y", filename="a.txt")
+    uploads.cancel(token)
+    with pytest.raises(UploadClosed):  # opened before it was cancelled
+        link.put(2, Unread(), filename="c.txt")
+
+
+def test_a_body_for_an_upload_that_expired_since_it_was_opened_is_refused_unread(
+    store: Store, clock: HandClock
+) -> None:
+    upload = store.uploads("acme", "ada").request(UploadRequest("papers", expires_in_s=60))
+    link = store.upload_link(upload.upload_token)
+    clock.advance(61 * SECOND_US)
+    with pytest.raises(UploadClosed):
+        link.put(0, Unread(), filename="a.txt")

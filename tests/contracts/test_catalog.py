@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cas.catalog import Catalog, Snapshot, Transaction
+from cas.catalog import Catalog, Snapshot, Transaction, pages
 from cas.clock import DAY_US, SECOND_US
 from cas.digest import Digest
 from cas.errors import (
@@ -177,6 +177,30 @@ def listed(catalog: Catalog) -> Catalog:
     insert(catalog, blob(A), *(file(key, name=name) for key, name in names.items()))
     insert(catalog, file("5", tenant_id="u", name="b"), file("6", tenant_id="tt", name="b"))
     return catalog
+
+
+@pytest.mark.parametrize(
+    ("index", "prefix", "found"),
+    [
+        ("", (), [["1", "2"], ["3", "4"], ["5", "6"]]),
+        ("tenant", ("t",), [["1", "2"], ["3", "4"]]),
+        ("name", ("t", "b"), [["2", "3"]]),
+        ("name", ("t",), [["1", "2"], ["3", "4"]]),
+        ("name", ("x",), []),
+        ("expiry", (), []),
+    ],
+)
+def test_all_records_come_page_by_page(
+    listed: Catalog,
+    monkeypatch: pytest.MonkeyPatch,
+    index: str,
+    prefix: tuple[str, ...],
+    found: list[list[str]],
+) -> None:
+    monkeypatch.setattr("cas.catalog._PAGE", 2)
+    with listed.read() as snapshot:
+        came = list(pages(snapshot, StoredFile, index, prefix))
+    assert [[record.file_id for record in page] for page in came] == found
 
 
 @pytest.mark.parametrize(

@@ -304,7 +304,9 @@ def test_what_is_internal_stays_inside(front: Front, file: dict[str, Any]) -> No
     assert front.ask("GET", "/metrics").status == 404
     assert front.ask("GET", "/%6Detrics").status == 404
     assert front.ask("GET", "//metrics").status == 404
+    assert front.ask("GET", "/readyz").status == 404
     assert front.served.ask("GET", "/metrics").status == 200
+    assert front.served.ask("GET", "/readyz").status == 200
 
 
 def test_errors_of_the_gateway_come_through_as_they_are(front: Front) -> None:
@@ -332,5 +334,10 @@ def test_the_log_of_nginx_holds_no_token(front: Front, url: str) -> None:
 
 
 def test_pages_are_limited_by_address(front: Front) -> None:
-    statuses = {front.ask("GET", "/u/zzzzzzzz").status for _ in range(60)}
-    assert 429 in statuses
+    answers = [front.ask("GET", "/u/zzzzzzzz") for _ in range(60)]
+    refused = [answer for answer in answers if answer.status == 429]
+    assert refused
+    for answer in refused:
+        assert answer.headers["retry-after"] == "5"
+        assert answer.headers["content-type"] == "text/html"
+        assert b"try again" in answer.body

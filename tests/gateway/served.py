@@ -146,24 +146,27 @@ def serving(
     options: Sequence[str] = ALONE,
     listener: socket.socket | None = None,
     /,
+    program: Sequence[str] = ("-m", "cas"),
     **settings: str,
 ) -> Iterator[Served]:
     """Run the server on a free port; `settings` are SECTION__KEY=value.
 
     With ACCOMPANIED the background process runs beside it, as it does for users. A
-    `listener` is handed over as systemd hands sockets to services.
+    `listener` is handed over as systemd hands sockets to services. `program` is what Python
+    runs, where a test needs another beginning.
     """
     environ = {
         **{name: value for name, value in os.environ.items() if "BLOBCASK" not in name},
         "BLOBCASK_STORE__ROOT": str(root),
         "BLOBCASK_GATEWAY__BIND": "127.0.0.1:0",
         **{f"BLOBCASK_LIMITS__{name}": "0/m" for name in RATES},
+        "BLOBCASK_LIMITS__ADDRESS_CONNECTIONS": "0",
         "PYTHONWARNINGS": "error",
         "PYTHONUNBUFFERED": "1",
         **{f"BLOBCASK_{name}": value for name, value in settings.items()},
     }
     process = subprocess.Popen(
-        [*_given(listener), sys.executable, "-m", "cas", "serve", *options],
+        [*_given(listener), sys.executable, *program, "serve", *options],
         env=environ,
         cwd=CHECKOUT,
         stderr=subprocess.PIPE,

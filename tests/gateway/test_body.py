@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -174,6 +176,35 @@ def test_the_body_is_invited_when_it_is_wanted_and_not_before(wire: Wire) -> Non
     wire.theirs.sendall(b"ab")
     assert read_all(body, 10) == b"ab"
     assert wire.theirs.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def test_an_invitation_that_finds_no_room_ends_the_body_and_waits_for_nobody(
+    wire: Wire,
+) -> None:
+    """Whoever asks again and again and reads no answer fills our buffer (invariant 11)."""
+    wire.theirs.sendall(put(b"", "Expect: 100-continue", length=2) + b"ab")
+    body = wire.body(direct=True)
+    wire.ours.setblocking(True)
+    wire.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 5, 0))
+    with suppress(BlockingIOError):
+        while True:
+            wire.ours.send(bytes(1 << 16), socket.MSG_DONTWAIT)
+    began = time.monotonic()
+    with pytest.raises(BodyTooSlow):
+        body.readinto(bytearray(10))
+    assert time.monotonic() - began < 4
+    assert body.failed
+    assert wire.parser.mesg.should_close()
+
+
+def test_a_sender_that_left_before_the_invitation_has_sent_no_body(wire: Wire) -> None:
+    wire.theirs.sendall(put(b"", "Expect: 100-continue", length=2))
+    body = wire.body(direct=True)
+    wire.ours.setblocking(True)
+    wire.theirs.close()
+    with pytest.raises(BodyTruncated):
+        body.readinto(bytearray(10))
+    assert body.failed
 
 
 def test_an_uninvited_body_ends_the_connection(wire: Wire) -> None:

@@ -8,8 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import falcon.testing
 import pytest
 
+from cas.config import Settings, StoreSettings
+from cas.keys import load_keys
+from cas.records import UploadFile
+from cas.store import Store
+from cas.uploads import UploadLink, UploadRequest
+from gateway.app import create_app
 from tests.gateway.served import Answer, Served, serving
 
 FORM = {"Content-Type": "multipart/form-data; boundary=line"}
@@ -223,3 +230,35 @@ def test_limits_are_told_to_people_as_pages(disk_folder: Path) -> None:
         assert "Please wait a little" in page
         assert int(wait.headers["retry-after"]) > 0
         assert [limited.ask("GET", f"/u/{n:08}").status for n in range(3)][-1] == 429
+
+
+def test_the_slots_are_looked_up_once_for_a_form_and_not_again_when_none_is_left(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(store=StoreSettings(root=root))
+    looked: list[None] = []
+    slots = UploadLink.slots
+
+    def look(link: UploadLink) -> list[UploadFile]:
+        looked.append(None)
+        return slots(link)
+
+    monkeypatch.setattr(UploadLink, "slots", look)
+    with Store.open(root, settings) as store:
+        upload = store.uploads("t", "ada").request(UploadRequest("papers", max_files=3))
+        client = falcon.testing.TestClient(create_app(store, settings, load_keys(settings)))
+        path = f"/u/{upload.upload_token}"
+        three = b"".join(part(b"x", filename=f"{n}.txt") for n in range(3))
+        assert client.simulate_post(path, headers=FORM, body=three + END).status_code == 303
+        assert len(looked) == 1
+        answer = client.simulate_post(path, headers=FORM, body=three + END)
+        assert answer.status_code == 422
+        assert len(looked) == 3  # for the form, and for the page that answers it
+
+
+def test_a_slot_that_a_form_empties_can_be_filled_by_the_rest_of_it(served: Served) -> None:
+    asked = served.request_upload(max_files=1)
+    assert post(served, asked, part(b"a", filename="a.txt") + END).status == 303
+    body = part(b"b", filename="b.txt") + part(b"0", name="remove") + part(b"c", filename="c.txt")
+    page_of(post(served, asked, body + END), 422)
+    assert set(files(served, asked)) == {"c.txt"}

@@ -20,6 +20,7 @@ from cas.keys import load_keys
 from cas.probe import Probe
 from cas.store import Store
 from gateway.app import create_app
+from gateway.pool import Pool
 from tests.clocks import HandClock
 from tests.gateway.served import Served, serving
 
@@ -50,12 +51,15 @@ def store(root: Path, disk: SwitchedDisk, clock: HandClock) -> Iterator[Store]:
         yield opened
 
 
-def asked(store: Store, settings: Settings | None = None) -> tuple[Any, list[str]]:
+def asked(
+    store: Store, settings: Settings | None = None, *, peer: str = "127.0.0.1"
+) -> tuple[Any, list[str]]:
     """What /readyz of an app on this store answers, and how often it wanted to reopen."""
     reopened: list[str] = []
     settings = settings or Settings(store=StoreSettings(root=store.root))
     app = create_app(store, settings, load_keys(settings), lambda: reopened.append("now"))
-    return falcon.testing.TestClient(app).simulate_get("/readyz"), reopened
+    client = falcon.testing.TestClient(app)
+    return client.simulate_get("/readyz", remote_addr=peer), reopened
 
 
 def test_a_server_that_runs_is_ready(served: Served) -> None:
@@ -104,6 +108,21 @@ def test_a_disk_that_hangs_holds_nobody(store: Store, disk: SwitchedDisk) -> Non
         disk.goes.set()
 
 
+def test_where_no_thread_can_be_made_the_next_question_asks_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = Probe(store, every_s=0, patience_s=5)
+
+    def no_more(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_more)
+        with pytest.raises(StoreUnready, match="no thread"):
+            probe.check()
+    probe.check()
+
+
 def test_a_catalog_that_stopped_is_told_and_opened_anew(store: Store, disk: SwitchedDisk) -> None:
     """Though nobody writes: a node that gets no traffic would never heal otherwise."""
     disk.fails = True
@@ -146,3 +165,46 @@ def test_a_background_process_that_does_not_run_degrades_but_serves(store: Store
     answer, _ = asked(store)
     assert answer.status_code == 200
     assert [what for what in answer.json["degraded"] if "no background process" in what]
+
+
+def test_a_stranger_is_told_whether_and_not_why(store: Store, disk: SwitchedDisk) -> None:
+    answer, _ = asked(store, peer="203.0.113.7")
+    assert (answer.status_code, answer.json) == (200, {"status": "ready"})
+    disk.fails = True
+    inside, _ = asked(store)
+    outside, _ = asked(store, peer="203.0.113.7")
+    assert (inside.status_code, outside.status_code) == (503, 503)
+    assert "Input/output error" in inside.json["detail"]
+    assert outside.json["detail"] == "this node should get no traffic now"
+    disk.fails = False
+
+
+def test_a_stranger_who_asks_has_a_stopped_catalog_opened_anew_too(
+    store: Store, disk: SwitchedDisk
+) -> None:
+    disk.fails = True
+    with pytest.raises(CatalogFailed):
+        store.uploads("acme", "ada").request(upload_request())
+    disk.fails = False
+    answer, reopened = asked(store, peer="203.0.113.7")
+    assert (answer.status_code, reopened) == (503, ["now"])
+
+
+def test_a_disk_that_hangs_keeps_no_working_slot(store: Store, disk: SwitchedDisk) -> None:
+    pool, answers = Pool(1), []
+    answered, other = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        answers.append(asked(store)[0].status_code)
+        answered.set()
+
+    disk.goes.clear()
+    try:
+        pool.submit(ask)
+        pool.submit(other.set)
+        assert other.wait(20)
+        assert not answered.is_set()
+        assert answered.wait(20)
+        assert answers == [503]
+    finally:
+        disk.goes.set()

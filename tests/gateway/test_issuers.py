@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cas.config import AuthSettings
+from cas.config import AuthSettings, Url
 from cas.errors import InvalidSetting
 from gateway.issuers import (
     EDDSA,
@@ -36,6 +36,7 @@ from gateway.issuers import (
     keys_of_jwks,
     keys_of_pem,
 )
+from gateway.pool import Pool
 from tests.gateway.publishers import Publisher, ed_key, jwk, jwks, pem, publishing, rsa_key
 
 OLD, NEW = ed_key("old"), ed_key("new")
@@ -129,6 +130,13 @@ def test_a_file_without_a_usable_key_stops_the_start(tmp_path: Path) -> None:
                 path.write_bytes(content)
             with pytest.raises(InvalidSetting, match=name):
                 Issuers.of(msgspec.structs.replace(AuthSettings(), **{name: path}))
+
+
+def test_a_provider_that_signs_for_many_needs_an_audience() -> None:
+    settings = AuthSettings(jwks_url=Url("https://id.example/jwks.json"))
+    with pytest.raises(InvalidSetting, match="audience"):
+        Issuers.of(settings)
+    Issuers.of(msgspec.structs.replace(settings, audience="blobcask"))
 
 
 # --- a list in a file
@@ -233,6 +241,36 @@ def test_while_one_thread_fetches_the_others_use_the_old_keys() -> None:
             go_on.set()
             assert kids(first.result()) == ["new"]
         assert publisher.asked == 2
+
+
+@pytest.mark.parametrize("kid", [None, "unknown"])
+def test_a_publisher_that_is_slow_holds_no_working_slot(kid: str | None) -> None:
+    """Anybody can show tokens with made-up identifiers of keys (invariant 11)."""
+    pool, go_on = Pool(2), threading.Event()
+    fetching, ended = threading.Event(), threading.Semaphore(0)
+
+    def hang() -> None:
+        fetching.set()
+        go_on.wait(10)
+
+    with publishing(jwks(jwk(OLD, "old"))) as publisher:
+        publisher.before_answer = hang
+        issuers = Issuers((JwksUrl(publisher.url, 300.0),))
+
+        def verify() -> None:
+            list(issuers.candidates(EDDSA, kid))
+            ended.release()
+
+        for _ in range(4):
+            pool.submit(verify)
+        assert fetching.wait(10)
+        quick = threading.Event()
+        pool.submit(quick.set)
+        assert quick.wait(4)
+        go_on.set()
+        for _ in range(4):
+            assert ended.acquire(timeout=10)
+        assert publisher.asked == 1
 
 
 def test_while_a_publisher_is_down_its_keys_are_used_for_a_day() -> None:

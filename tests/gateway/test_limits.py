@@ -430,6 +430,51 @@ def test_concurrent_bodies_do_not_pass_together_what_one_of_them_may(served: Ser
     assert Counter(answer.status for answer in answers) == {201: 3, 429: 5}
 
 
+def test_a_body_that_is_announced_and_does_not_come_leaves_a_tenant_the_rest(
+    served: Served,
+) -> None:
+    token, path = tenant(served, "trickled"), "/api/v1/storage?name=a"
+    with served.connect() as trickling:
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {fresh()}\r\n"
+            f"Authorization: Bearer {token}\r\nContent-Length: {2 * MIB}\r\n"
+            "Expect: 100-continue\r\n\r\n"
+        )
+        trickling.sendall(head.encode())
+        assert trickling.recv(1024).startswith(b"HTTP/1.1 100 ")  # it is paid for by now
+        for number in range(2):
+            other = ask(served, "POST", f"{path}{number}", bytes(MIB), token=token)
+            assert other.status == 201
+        # And it ends where it has used up what is left.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            trickling.sendall(bytes(2 * MIB))
+        assert trickling.recv(1024).startswith(b"HTTP/1.1 429 ")
+
+
+def test_a_body_of_known_length_never_passes_more_than_is_paid(clock: HandClock) -> None:
+    limit = Limit(Counters(None, clock.now_us), "tenant", "bytes", 5 * STEP_BYTES, DAY_US)
+    first, second = Tally(4 * STEP_BYTES), Tally(4 * STEP_BYTES)
+    for tally in (first, second):
+        tally.bill(limit, "a")
+    assert limit.count("a") == 2 * STEP_BYTES
+    for _ in range(8):
+        first.received(STEP_BYTES // 2)
+    assert limit.count("a") == 5 * STEP_BYTES
+    second.received(STEP_BYTES)
+    with pytest.raises(TooManyRequests):
+        second.received(1)
+    second.settle()
+    first.settle()
+    assert limit.count("a") == 5 * STEP_BYTES + 1
+
+
+def test_a_short_body_is_paid_as_a_whole_and_a_link_pays_all_ahead(clock: HandClock) -> None:
+    limit = Limit(Counters(None, clock.now_us), "link", "bytes", 5 * STEP_BYTES, DAY_US)
+    Tally(10).bill(limit, "short")
+    Tally(3 * STEP_BYTES).bill(limit, "ahead", ahead=True)
+    assert (limit.count("short"), limit.count("ahead")) == (10, 3 * STEP_BYTES)
+
+
 def test_pieces_of_a_resumable_upload_count(served: Served) -> None:
     link = asked(served, tenant(served, "pieces"), max_files=2)["upload_token"]
     tus = {"Tus-Resumable": "1.0.0"}

@@ -18,16 +18,16 @@ import falcon.testing
 import pytest
 
 from cas.config import LogSettings
+from gateway.lines import LINE_BYTES_MAX, Lines
 from gateway.logs import (
-    LINE_BYTES_MAX,
     Answered,
     JsonForm,
-    Lines,
     Observed,
     RequestLog,
     TextForm,
     redacted,
 )
+from gateway.observer import ADDRESSES_MAX, QUIET_S, Refusals
 from tests.gateway.served import Served, serving
 
 BEARER = "eyJhbGciOiJIUzI1NiJ9.eyJ0ZW5hbnQiOiJ4In0.c2lnbmF0dXJlc2lnbmF0dXJl"
@@ -85,6 +85,16 @@ def test_a_refusal_names_its_code_and_a_link_shows_as_a_hash(served: Served) -> 
     assert (info["status"], info["code"]) == (404, "not_found")
     assert page["link"] == info["link"]
     assert re.fullmatch("[0-9a-f]{8}", page["link"])
+
+
+def test_a_refusal_that_no_resource_made_names_its_code_too(served: Served) -> None:
+    slot = "/api/v1/uploads/abcdefgh/files/0"
+    served.ask("GET", "/nowhere", headers={"X-Request-Id": "framework-404"})
+    served.ask("PATCH", slot, headers={"X-Request-Id": "framework-405"})
+    assert line_of(served, "framework-404")["code"] == "not_found"
+    line = line_of(served, "framework-405")
+    assert line["code"] == "method_not_allowed"
+    assert line["route"] == "/api/v1/uploads/{token}/files/{index}"
 
 
 @pytest.mark.parametrize("given", ["x" * 65, "a b", "ä", "a/b", ""])
@@ -318,3 +328,23 @@ def test_a_server_whose_log_nobody_reads_goes_on_serving(
             response.read()
             assert response.status == 200
         connection.close()
+
+
+def test_who_sends_only_nonsense_gets_a_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    now_s = 0.0
+    refusals = Refusals(lambda: now_s)
+    with caplog.at_level(logging.WARNING, "blobcask.requests"):
+        for address in ("10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.1"):
+            refusals.note(address, "invalid_head")
+        now_s += QUIET_S
+        refusals.note("10.0.0.1", "uri_too_long")
+        for number in range(2 * ADDRESSES_MAX):
+            refusals.note(f"10.1.0.{number}", "invalid_head")
+    told = [getattr(record, "facts") for record in caplog.records]  # noqa: B009  mypy
+    assert [(line["address"], line["count"]) for line in told[:3]] == [
+        ("10.0.0.1", 1),
+        ("10.0.0.2", 1),
+        ("10.0.0.1", 3),
+    ]
+    assert told[2]["code"] == "uri_too_long"
+    assert len(vars(refusals)["_noted"]) == ADDRESSES_MAX

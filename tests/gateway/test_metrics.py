@@ -26,8 +26,8 @@ from cas.references import parse_reference
 from cas.store import Store
 from cas.vitals import held_by, vitals_of
 from gateway.addresses import client_address
+from gateway.board import Board, Meter
 from gateway.logs import Answered
-from gateway.metrics import Board, Meter
 from tests.clocks import HandClock
 from tests.conftest import CHECKOUT
 from tests.gateway.served import Served, serving
@@ -147,6 +147,40 @@ def test_no_label_is_a_clients_choice(served: Served) -> None:
         ),
         True,
     )
+
+
+@pytest.mark.parametrize(
+    "sent", [b"nonsense\r\n\r\n", b"BREW /x HTTP/1.1\r\nHost: a\r\n\r\n", b"x" * 70_000]
+)
+def test_what_is_no_request_is_counted_and_logged_once(root: Path, sent: bytes) -> None:
+    with serving(root) as server:
+        for _ in range(3):
+            with server.connect() as connection:
+                connection.sendall(sent)
+                assert connection.recv(4096).startswith(b"HTTP/1.1 ")
+
+        def counted() -> float:
+            return sum(
+                value(
+                    samples(server), "requests_total", route="none", method="other", status=status
+                )
+                for status in ("4xx", "5xx")
+            )
+
+        eventually(counted, 3)
+        lines = [line for line in server.logged() if '"no request"' in line]
+        assert 1 <= len(lines) <= 2  # one of each worker
+        assert all('"address": "127.0.0.1"' in line for line in lines)
+
+
+def test_a_field_of_a_route_is_shown_by_its_name(served: Served) -> None:
+    served.ask("GET", "/api/v1/uploads/abcdefgh/files/0")
+    route = "/api/v1/uploads/{token}/files/{index}"
+    eventually(
+        lambda: value(samples(served), "request_seconds_count", route=route) >= 1,
+        True,
+    )
+    assert b"int(" not in served.ask("GET", "/metrics").body
 
 
 def test_the_form_is_what_a_scraper_asks_for(served: Served) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -21,9 +22,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.gateway.served import Served, serving
+from tests.gateway.served import Answer, Served, serving
 
-# What every answer is held to, whatever was sent.
+# What every answer is held to, whatever was sent; the first only where there is room.
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -88,11 +89,49 @@ def things(served: Served) -> dict[str, str]:
 def test_every_answer_is_one_that_the_document_tells_of(
     api: Any, served: Served, things: dict[str, str], mode: GenerationMode
 ) -> None:
+    hold_to_the_document(api, served, things, mode, EXAMPLES, CHECKS)
+
+
+# Where nearly everything is refused.
+TINY = {
+    "bytes": {"LIMITS__ADDRESS_BYTES": "8B/s"},
+    "rates": {"LIMITS__ADDRESS_REQUESTS": "20/s", "LIMITS__GUESSES": "2/s"},
+    "room": {"STORE__MIN_FREE": "4096TiB", "UPLOADS__PARTIAL_EXPIRY": "1m"},
+    "quota": {"LIMITS__QUOTA_BYTES": "1B", "LIMITS__QUOTA_FILES": "1"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", TINY)
+def test_every_refusal_of_a_tiny_server_is_told_of_too(
+    tmp_path: Path, things: dict[str, str], what: str
+) -> None:
+    with serving(tmp_path, **{**UNLIMITED, **TINY[what]}) as server:
+        found = schemathesis.openapi.from_url(f"{server.address}/api/v1/openapi.json")
+        there = things if what == "bytes" else {**things, **slot_of(server.request_upload())}
+        hold_to_the_document(found, server, there, GenerationMode.POSITIVE, 8, CHECKS[1:])
+
+
+def slot_of(upload: dict[str, Any]) -> dict[str, str]:
+    """An upload's token, and what its first slot is signed with."""
+    query = parse_qs(urlsplit(upload["presigned_urls"][0]).query)
+    signed = {f"slot {key}": value for key, [value] in query.items()}
+    return {"token": upload["upload_token"], "index": "0", **signed}
+
+
+def hold_to_the_document(
+    api: Any,
+    served: Served,
+    things: dict[str, str],
+    mode: GenerationMode,
+    examples: int,
+    checks: list[Any],
+) -> None:
     """Half of the cases ask with wild values, half for things that are there."""
     headers = {"Authorization": f"Bearer {served.admin}"}
 
     @settings(
-        max_examples=EXAMPLES,
+        max_examples=examples,
         deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
@@ -103,7 +142,7 @@ def test_every_answer_is_one_that_the_document_tells_of(
         case = data.draw(found.as_strategy(generation_mode=mode))
         if data.draw(st.booleans()):
             point_at(case, things)
-        case.call_and_validate(headers=headers, checks=CHECKS)
+        case.call_and_validate(headers=headers, checks=checks)
 
     asked = 0
     wrong: dict[str, BaseException] = {}
@@ -202,3 +241,69 @@ def test_every_route_of_the_design_is_in_it(document: dict[str, Any]) -> None:
         "patch /api/v1/uploads/{token}/tus/{partial_id}",
     }
     assert wanted <= {f"{method} {path}" for method, path, _ in operations(document)}
+
+
+def tells(document: dict[str, Any], method: str, path: str, answer: Answer) -> bool:
+    """Whether the document tells of a refusal, by its status and code."""
+    told = document["paths"][path][method]["responses"].get(str(answer.status), {})
+    return f"`{answer.code}`" in told.get("description", "")
+
+
+def test_a_slot_that_shall_be_filled_only_once_is_told_of(
+    document: dict[str, Any], served: Served
+) -> None:
+    url = f"{served.request_upload()['presigned_urls'][0]}&filename=a.txt"
+    first, second = (served.ask("PUT", url, b"x", headers={"If-None-Match": "*"}) for _ in range(2))
+    assert (first.status, second.code) == (200, "slot_taken")
+    path = "/api/v1/uploads/{token}/files/{index}"
+    assert tells(document, "put", path, second)
+    names = [each["name"] for each in document["paths"][path]["put"]["parameters"]]
+    assert "If-None-Match" in names
+
+
+def test_a_body_over_a_limit_of_bytes_is_told_of_wherever_it_comes(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    with serving(tmp_path, LIMITS__ADDRESS_BYTES="8B/s") as tiny:
+        for method, path, found in operations(document):
+            url = re.sub(r"{\w+}", "1", path)
+            if path in ("/healthz", "/readyz") or method == "head":
+                continue
+            answer = tiny.ask(method.upper(), url, b"x" * 9)
+            assert (answer.status, answer.code) == (413, "too_large"), (method, path)
+            assert tells(document, method, path, answer), (method, path, found["operationId"])
+
+
+def test_all_that_writes_tells_of_a_full_store(document: dict[str, Any]) -> None:
+    for method, path, found in operations(document):
+        told = "`store_full`" in found["responses"].get("507", {}).get("description", "")
+        assert told == (method in ("put", "post", "patch", "delete") or path == "/readyz")
+
+
+def test_the_conditions_of_a_download_are_told_of(document: dict[str, Any]) -> None:
+    for path in ("/d/{file_id}/{filename}", "/api/v1/storage/{ref}"):
+        names = {each["name"] for each in document["paths"][path]["get"]["parameters"]}
+        assert {"Range", "If-Range", "If-Match", "If-None-Match"} <= names
+
+
+def test_what_the_first_piece_of_a_resumable_upload_meets_is_told_of(
+    document: dict[str, Any],
+) -> None:
+    begin = document["paths"]["/api/v1/uploads/{token}/tus/"]["post"]
+    assert not begin["requestBody"]["required"]
+    said = " ".join(each["description"] for each in begin["responses"].values())
+    for code in ("partial_busy", "partial_expired", "invalid_name", "quota_exceeded"):
+        assert f"`{code}`" in said
+
+
+def test_head_is_answered_wherever_get_is(served: Served, things: dict[str, str]) -> None:
+    token = things["token"]
+    for path in (
+        "/api/v1/openapi.json", "/docs", "/metrics", "/healthz", "/readyz", "/api/v1/uploads",
+        "/api/v1/storage", f"/api/v1/uploads/{token}", f"/api/v1/uploads/{token}/info",
+        "/api/v1/receipts/keys", f"/u/{token}",
+    ):  # fmt: skip
+        got = served.ask("GET", path, token=served.admin)
+        head = served.ask("HEAD", path, token=served.admin)
+        assert (got.status, head.status, head.body) == (200, 200, b""), path
+        assert head.headers["content-type"] == got.headers["content-type"]

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from gateway.pool import Pool
+from gateway.pool import Pool, outside_slot
 
 TURN_S = 10.0
 
@@ -130,3 +130,55 @@ def test_idle_threads_work_again() -> None:
         seen.add(names.get(timeout=TURN_S))
     # One more may be made while the first is on its way back.
     assert len(seen) <= 2
+
+
+def test_where_no_thread_can_be_made_one_that_came_back_gets_the_slot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = Pool(1)
+    waits, come_back, on_its_way = threading.Event(), threading.Event(), threading.Event()
+    go_on, back, done = threading.Event(), threading.Event(), threading.Event()
+
+    def returns() -> None:
+        with pool.waiting():
+            waits.set()
+            come_back.wait(TURN_S)
+            on_its_way.set()
+        back.set()
+
+    def works() -> None:
+        go_on.wait(TURN_S)
+        with pool.waiting():
+            assert back.wait(TURN_S), "a slot is free, and nobody has it"
+
+    pool.submit(returns)
+    assert waits.wait(TURN_S)
+    pool.submit(works)
+    pool.submit(done.set)
+    come_back.set()
+    assert on_its_way.wait(TURN_S)
+    while len(pool._line) < 2:  # `done.set`, and then the gate of `returns`
+        pass
+
+    def no_more(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    go_on.set()
+    assert back.wait(TURN_S / 2)
+    assert done.wait(TURN_S)
+
+
+def test_a_wait_outside_the_slot_is_for_threads_of_a_pool_and_harmless_in_others() -> None:
+    pool = Pool(1)
+    other = threading.Event()
+
+    def wait() -> None:
+        with outside_slot():
+            assert other.wait(TURN_S)
+
+    pool.submit(wait)
+    pool.submit(other.set)
+    assert other.wait(TURN_S / 2)
+    with outside_slot():
+        pass

@@ -107,6 +107,9 @@ class SlowUpload:
         assert self._connection.recv(4096).startswith(b"HTTP/1.1 100")
         self._connection.sendall(self._data[:100_000])
 
+    def abandon(self) -> None:
+        self._connection.close()
+
     def finish(self) -> dict[str, Any]:
         self._connection.sendall(self._data[100_000:])
         with self._connection as connection:
@@ -147,6 +150,31 @@ def test_no_request_fails_while_workers_are_replaced(root: Path) -> None:
         assert len(load.answered) > 200
         levels = [json.loads(line)["level"] for line in server.logged()]
         assert "error" not in levels
+
+
+# A stop that waits for a second only, so that a test can outlast it.
+_HASTY = "import gateway.wsgi; gateway.wsgi.STOP_TIMEOUT_S = 1; import cas.cli; cas.cli.main()"
+
+
+@pytest.mark.slow
+def test_an_upload_goes_on_across_a_reload_for_longer_than_a_stop_waits(root: Path) -> None:
+    with serving(root, program=("-c", _HASTY), GATEWAY__WORKERS="1") as server:
+        first, second = SlowUpload(server), SlowUpload(server)
+        before = serving_pids(server)
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: bool(serving_pids(server) - before), "no new worker")
+        after = serving_pids(server) - before
+        # A replaced worker does not count as one that serves.
+        os.kill(after.pop(), signal.SIGKILL)
+        until(lambda: bool(serving_pids(server) - before - after), "no other worker")
+        time.sleep(3.0)  # longer than a stop would wait
+        assert serving_pids(server) & before
+        first.finish()
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)  # that one is not waited for
+        server.process.wait(timeout=PATIENCE_S)
+        assert time.monotonic() - began < 10
+        second.abandon()
 
 
 def test_an_idle_connection_that_is_used_while_its_worker_stops_is_answered(root: Path) -> None:

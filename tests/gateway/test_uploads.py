@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from base64 import b64encode
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import falcon.testing
 import pytest
 
+from cas.catalog import Snapshot
+from cas.config import Settings, StoreSettings
+from cas.keys import load_keys
+from cas.remote import RemoteStore, values
+from cas.store import Store
+from cas.uploads import UploadRequest
+from gateway.app import create_app
+from gateway.auth import ADMIN, Tokens
+from tests.clocks import HandClock
 from tests.gateway.served import Served
 
 PDF = b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\ntrailer\n<<>>\n%%EOF\n"
@@ -243,3 +256,69 @@ def test_every_answer_has_a_request_id(served: Served) -> None:
     odd = served.ask("GET", "/healthz", headers={"X-Request-Id": "a b\tc"})
     assert odd.headers["x-request-id"] != "a b\tc"
     assert served.ask("GET", "/nowhere").headers["x-request-id"]
+
+
+# --- what opens an upload
+
+
+def test_who_may_only_view_is_told_nothing_that_opens_an_upload(served: Served) -> None:
+    asked = served.request_upload()
+    viewer, manager = served.token("view_uploads"), served.token("manage_uploads")
+    one = f"/api/v1/uploads/{asked['upload_token']}"
+    for path in ("/api/v1/uploads", one):
+        answer = served.ask("GET", path, token=viewer)
+        assert answer.status == 200
+        found = answer.form["uploads"][0] if path != one else answer.form
+        assert found["upload_id"] == asked["upload_id"]
+        assert (found["upload_token"], found["upload_url"]) == (None, None)
+        assert asked["upload_token"] not in answer.body.decode()
+        assert values.pending_upload(found).upload_token == ""
+    found = served.ask("GET", "/api/v1/uploads", token=manager).form["uploads"][0]
+    assert found["upload_token"] == asked["upload_token"]
+    assert found["upload_url"] == asked["upload_url"]
+
+
+def test_a_remote_viewer_lists_uploads_and_keeps_the_token_he_has(served: Served) -> None:
+    asked = served.request_upload()
+    with RemoteStore(served.address, served.token("view_uploads")) as remote:
+        uploads = remote.uploads()
+        [newest] = uploads.list(limit=1).items
+        assert (newest.upload_id, newest.upload_token) == (asked["upload_id"], "")
+        assert uploads.url(newest) == ""
+        assert uploads.get(asked["upload_token"]).upload.upload_token == asked["upload_token"]
+
+
+def test_a_page_of_completed_uploads_asks_for_their_callbacks_once(
+    root: Path, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(store=StoreSettings(root=root))
+    with Store.open(root, settings, clock=clock) as store:
+        uploads = store.uploads("t", "ada")
+        for number in range(3):
+            upload = uploads.request(
+                UploadRequest(f"n{number}", callback_url="https://a.example/hook")
+            )
+            link = store.upload_link(upload.upload_token)
+            link.put(0, io.BytesIO(b"x"), filename="a.txt")
+            link.complete()
+        keys = load_keys(settings)
+        client = falcon.testing.TestClient(create_app(store, settings, keys))
+        token = Tokens(keys.jwt, store.about_now_us).issue("t", "ada", (ADMIN,), 60)
+        asked: list[None] = []
+        read = store.catalog.read
+
+        def ask() -> AbstractContextManager[Snapshot]:
+            asked.append(None)
+            return read()
+
+        monkeypatch.setattr(store.catalog, "read", ask)
+        costs = []
+        for limit in (1, 3):
+            asked.clear()
+            headers = {"Authorization": f"Bearer {token}"}
+            found = client.simulate_get(
+                "/api/v1/uploads", params={"limit": limit}, headers=headers
+            ).json["uploads"]
+            costs.append(len(asked))
+            assert [upload["callback"]["status"] for upload in found] == ["waiting"] * limit
+        assert costs[0] == costs[1]

@@ -11,6 +11,8 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from standardwebhooks import Webhook
 
 from cas.callbacks import shown_secret
@@ -18,7 +20,7 @@ from cas.clock import SECOND_US, SystemClock
 from cas.config import Networks
 from cas.deliveries import Outcome
 from cas.records import WAITING, Delivery
-from replicator.callbacks import Sender
+from replicator.callbacks import Sender, _retry_after_us
 from replicator.destinations import CheckedNetwork
 from replicator.names import Ask, Names
 from tests.replicator.receivers import (
@@ -36,6 +38,7 @@ from tests.replicator.receivers import (
 SECRET = b"s" * 32
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 IMPATIENT_US = SECOND_US
+DATE_LIKE = r"Mon, [0-9]{1,3} (Jan|Dec) [0-9]{1,20} [0-9]{1,3}:[0-9]{2}:[0-9]{2} [+-]?[0-9]{1,9}"
 
 
 def local(_host: str, _port: int) -> list[str]:
@@ -57,14 +60,13 @@ def sent(
         "callback",
         "u1",
         target,
-        b'{"n": 1}',
         WAITING,
         0,
         0,
     )
     network = CheckedNetwork(Names(ask).resolve, allowed)
     sender = Sender(network, SystemClock(), timeout_us=timeout_us, tls=tls)
-    return asyncio.run(sender.send(delivery, SECRET))
+    return asyncio.run(sender.send(delivery, b'{"n": 1}', SECRET))
 
 
 def answered(answer: Answer, timeout_us: int = 10 * SECOND_US) -> Outcome:
@@ -161,6 +163,21 @@ def test_retry_after_is_read_in_seconds_and_as_a_date() -> None:
     assert past.retry_after_us == 0
     for nonsense in ("soon", "-5", "9" * 40, "Wed, 99 Foo"):
         assert answered(status(503, Retry_After=nonsense)).retry_after_us is None
+
+
+def test_retry_after_of_any_other_answer_is_not_read() -> None:
+    assert answered(status(500, Retry_After="120")).retry_after_us is None
+    assert answered(status(200, Retry_After="120")) == Outcome(200)
+
+
+@given(st.binary(max_size=60) | st.from_regex(DATE_LIKE, fullmatch=True).map(str.encode))
+@example(b"Fri, 31 Dec 9999 23:59:59 -9900")
+@example(b"Mon, 01 Jan 0001 00:00:00 +9900")
+@example(b"Mon, 01 Jan 99999999999999999999 00:00:00 GMT")
+@example(b"Mon, 01 Jan 2026 00:00:00 +99999999999999999999")
+def test_whatever_retry_after_says_is_a_time_or_nothing(value: bytes) -> None:
+    found = _retry_after_us(value, 1_750_000_000)
+    assert found is None or found >= 0
 
 
 # --- receivers that are no good

@@ -7,17 +7,21 @@ import threading
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cas.catalog import Transaction
+from cas.catalog.snapshot import LmdbSnapshot
 from cas.clock import DAY_US, SECOND_US, SystemClock
 from cas.config import CallbackSettings, Duration, Settings
-from cas.deliveries import DELAYS_US, RETRY_AFTER_US_MAX, enqueue
+from cas.deliveries import DELAYS_US, RETRY_AFTER_US_MAX, Outcome, enqueue
 from cas.records import DONE, FAILED, WAITING, Delivery
 from cas.store import Store
 from replicator.callbacks import Sender
 from replicator.deliveries import PLACES, TENANT_PLACES, SendDeliveries
 from replicator.destinations import CheckedNetwork
+from replicator.loop import Loop
 from replicator.names import Names
 from tests.clocks import HandClock
 from tests.replicator.receivers import Received, hangs, receiving, status
@@ -188,6 +192,115 @@ def test_no_more_than_so_many_are_on_their_way_at_a_time(store: Store) -> None:
             await job.close()
 
         asyncio.run(look())
+
+
+def test_one_that_ends_when_nothing_is_left_has_sent_all_of_a_tenant(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is due beyond the places of a tenant has its turn, however prompt the receiver."""
+    monkeypatch.setattr("replicator.deliveries.TENANT_PLACES", 1)
+    sent = [enqueued(store, "http://a.test/") for _ in range(100)]
+
+    class Prompt:
+        async def send(self, _delivery: Delivery, _payload: bytes, _secret: bytes) -> Outcome:
+            return Outcome(204)
+
+    job = SendDeliveries(store, bytes(32), Prompt())  # type: ignore[arg-type]
+    assert asyncio.run(Loop([job], lambda: now_us(store)).once())
+    assert {state(store, each).status for each in sent} == {DONE}
+
+
+@pytest.mark.parametrize("busy_tenants", [1, PLACES // TENANT_PLACES + 1])
+def test_tenants_with_thousands_due_keep_no_other_one_from_its_turn(
+    store: Store, busy_tenants: int
+) -> None:
+    def fill(txn: Transaction) -> None:
+        for number in range(2_000):
+            tenant_id = f"busy{number % busy_tenants}"
+            enqueue(txn, tenant_id, "callback", "u", "http://a.test/", {})
+
+    store.catalog.write(fill)
+    last = enqueued(store, "http://a.test/", "zz")
+    sent: list[str] = []
+
+    class Prompt:
+        async def send(self, delivery: Delivery, _payload: bytes, _secret: bytes) -> Outcome:
+            sent.append(delivery.tenant_id)
+            return Outcome(204)
+
+    async def until_the_last_is_sent() -> None:
+        job = SendDeliveries(store, bytes(32), Prompt())  # type: ignore[arg-type]
+        while "zz" not in sent:
+            assert await job.step(now_us(store))
+        await job.close()
+
+    asyncio.run(until_the_last_is_sent())
+    assert len(sent) <= 3 * PLACES
+    assert state(store, last).status == DONE
+
+
+def test_a_look_costs_no_more_however_much_is_due(store: Store) -> None:
+    """It runs on the loop, where it holds up everything else."""
+    for _ in range(4):
+        store.catalog.write(
+            lambda txn: [
+                enqueue(txn, "t1", "callback", "u", "http://a.test/", {}) for _ in range(1_000)
+            ]
+        )
+    job = job_of(store)
+    read: list[int] = []
+    reading = LmdbSnapshot.range
+
+    def counting(*words: Any, **named: Any) -> list[Any]:
+        found = reading(*words, **named)
+        read.append(len(found))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LmdbSnapshot, "range", counting)
+        chosen, many = job._choose(now_us(store))
+    assert (len(chosen), many) == (TENANT_PLACES, True)
+    assert sum(read) < 200
+
+
+def test_no_place_to_look_a_name_up_is_no_attempt(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replicator.names.TENANT_QUESTIONS_MAX", 2)
+    monkeypatch.setattr("replicator.deliveries._STEP_S", 0.01)
+    release, asked = threading.Event(), threading.Semaphore(0)
+
+    def slow(_host: str, _port: int) -> list[str]:
+        asked.release()
+        assert release.wait(20)
+        return ["127.0.0.1"]
+
+    with receiving() as receiver:
+        due = [enqueued(store, receiver.url()) for _ in range(TENANT_PLACES)]
+
+        async def live() -> None:
+            names = Names(slow)
+            network = CheckedNetwork(names.resolve, LOOPBACK)
+            sender = Sender(network, SystemClock(), timeout_us=20 * SECOND_US)
+            job = SendDeliveries(store, bytes(32), sender)
+            for _ in range(5):
+                assert await job.step(now_us(store))
+            assert [state(store, each).attempts for each in due] == [0] * TENANT_PLACES
+            # Another tenant finds a place meanwhile.
+            other = enqueued(store, receiver.url(), "t2")
+            for _ in range(2):
+                await asyncio.to_thread(asked.acquire)
+            while not asked.acquire(blocking=False):
+                assert await job.step(now_us(store))
+            release.set()
+            await settle(job, store)
+            await job.close()
+            due.append(other)
+
+        asyncio.run(live())
+    assert [(each.status, each.attempts) for each in (state(store, one) for one in due)] == [
+        (DONE, 1)
+    ] * (TENANT_PLACES + 1)
 
 
 def test_closing_waits_for_what_is_on_its_way(store: Store) -> None:

@@ -15,7 +15,8 @@ from cas.retention import parse_retention
 from cas.store import Store
 from cas.uploads import UploadRequest
 from replicator.loop import Job
-from replicator.sweeping import Collect, Sweep, Upkeep
+from replicator.scrubbing import ScrubRound
+from replicator.sweeping import Collect, Forget, Sweep, Upkeep
 from tests.clocks import HandClock
 
 
@@ -69,7 +70,9 @@ def test_old_deliveries_are_forgotten(store: Store, clock: HandClock) -> None:
     )
     record_attempt(store.catalog, delivery.delivery_id, Outcome(200), give_up_after_us=0, jitter=0)
     clock.advance(KEPT_US + SECOND_US)
-    assert stepped(store, Sweep(store)) == 2
+    # One whose sweep fails forgets all the same: another job.
+    assert stepped(store, Sweep(store)) == 1
+    assert stepped(store, Forget(store)) == 2
     assert store.deliveries("t1", "tests").list().items == []
 
 
@@ -77,12 +80,29 @@ def test_nothing_ends_while_the_clock_is_not_to_be_believed(store: Store, clock:
     put(store, "short", "hours:1")
     clock.trusted = False
     clock.advance(400 * DAY_US)
-    for job in (Sweep(store), Collect(store)):
+    for job in (Sweep(store), Forget(store), Collect(store), ScrubRound(store, 1 << 30)):
         with pytest.raises(Conflict, match="nothing was removed"):
             stepped(store, job)
     assert len(store.files("t1", "tests").list().items) == 1
     clock.trusted = True
     assert stepped(store, Sweep(store)) == 2
+
+
+def test_what_cannot_be_removed_is_told_and_keeps_nothing_else(
+    store: Store, clock: HandClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(store, "short", "hours:1")
+    partial = store.root / "partial"
+    stuck, leftover = (partial / f"01890000-0000-7000-8000-00000000000{n}" for n in (1, 2))
+    stuck.mkdir()
+    leftover.write_bytes(b"of a killed process")
+    clock.advance(2 * HOUR_US)
+
+    assert stepped(store, Sweep(store)) == 2
+
+    assert store.files("t1", "tests").list().items == []
+    assert (stuck.exists(), leftover.exists()) == (True, False)
+    assert f"partial/{stuck.name} cannot be removed" in caplog.text
 
 
 def test_upkeep_has_never_more_to_do(store: Store) -> None:
