@@ -15,7 +15,7 @@ from tests.gateway.served import Served, serving
 
 # Everything here needs a preflight; the answer is what a script of the page could read of it.
 CALL = """async ([url, token]) => {
-  const headers = {Authorization: `Bearer ${token}`, "Idempotency-Key": "k", "X-Request-Id": "r"};
+  const headers = {Authorization: `Bearer ${token}`, "X-Request-Id": "r"};
   try {
     const sent = await fetch(url, {method: "POST", headers, body: "hello"});
     const read = (name) => sent.headers.get(name);

@@ -35,7 +35,7 @@ def test_every_error_raised_on_purpose_has_a_row_of_its_own_or_its_kind(
     kind: type[BlobcaskError],
 ) -> None:
     remote = (cas.AccessDenied, cas.ServerRefused, cas.ServerUnreachable)
-    elsewhere = ("cas.adoption", "cas.remote.wire")
+    elsewhere = ("cas.adoption", "cas.remote.wire", "cas.remote.bodies")
     if kind in (cas.InvalidSetting, cas.WrongProcess, *remote) or kind.__module__ in elsewhere:
         return  # stops the start; is a fault of ours; is a client's; never leaves its module
     row = next(errors.TABLE[one] for one in kind.__mro__ if one in errors.TABLE)
