@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from pathlib import Path
 from typing import Final, final
 
@@ -18,9 +17,6 @@ from cas.background import HEARTBEAT, PLACE, Heartbeat, take_place
 from cas.durable import DISK
 
 BEAT_S: Final = 5.0
-# Between taking the place and writing the PID lie some microseconds.
-_LOOKS: Final = 20
-_LOOK_AGAIN_S: Final = 0.01
 
 _log = logging.getLogger("blobcask.replicator")
 
@@ -63,12 +59,8 @@ class Alone:
         return True
 
     def holder(self) -> str:
-        """The PID of the process that has it, or had it last; "unknown" while it writes it."""
-        for _ in range(_LOOKS):
-            if said := os.pread(self._fd, 64, 0).decode("ascii", "replace").strip():
-                return said
-            time.sleep(_LOOK_AGAIN_S)
-        return "unknown"
+        """The PID of the process that has it, or had it last; "" until the first wrote it."""
+        return os.pread(self._fd, 64, 0).decode("ascii", "replace").strip()
 
     def close(self) -> None:
         os.close(self._fd)

@@ -21,6 +21,7 @@ from replicator.heartbeat import BEAT_S, Alone, write_heartbeat
 from replicator.jobs import jobs_of, lasting_jobs_of
 from replicator.loop import Job, Loop
 
+_PID_WRITTEN_S: Final = 0.2  # between taking the place and writing the PID lies less
 _PLACE_POLL_S: Final = 0.5
 _FIRST_BEAT_S: Final = 0.5
 _PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
@@ -91,6 +92,7 @@ class Runner:
             if alone.take():
                 return True
             if not told:
+                await _wait(stop, _PID_WRITTEN_S)
                 self._say(f"Waiting: another replicator (PID {alone.holder()}) runs here.")
                 told = True
             await _wait(stop, _PLACE_POLL_S)
