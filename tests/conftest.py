@@ -13,6 +13,9 @@ from hypothesis import HealthCheck, settings
 
 from tests.clocks import HandClock
 
+# One S3 server for all folders of tests: `ceph` and `bucket` are fixtures of the whole suite.
+pytest_plugins = ["tests.s3.ceph"]
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 IN_CI = os.environ.get("CI", "") not in ("", "0", "false")
 # Filesystems that keep files in memory: syncing there proves and costs nothing.
