@@ -26,7 +26,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from typing import TypeVar, final
@@ -42,9 +43,13 @@ from cas.records import CONDEMNED, DELETING, Blob, StoredFile
 
 T = TypeVar("T")
 
+# Waits until the copy of some bytes at the bucket is verified, which `anew` has sent again.
+Confirm = Callable[[Measured, bool], None]
+
 # Each attempt is lost only to another writer or collector that made progress meanwhile.
 _ATTEMPTS_MAX = 50
 _DISCARDED_AT_ONCE = 50  # each may cost a folder sync under the writer lock
+_CONFIRMED_AT_ONCE = 16  # of a batch
 
 
 class Moved(BlobcaskError):
@@ -71,7 +76,11 @@ class Adoption:
         *,
         trust_verified_for_us: int,
         now_us: Callable[[Snapshot], int],
+        confirm: Confirm | None = None,
     ) -> None:
+        """`confirm` is called after the commit that names bytes, and before that is told
+        (`storage_type = s3`); without it, what is durable here is acknowledged."""
+        self._confirm = confirm
         self._catalog = catalog
         self._blobs = blobs
         self._collector = collector
@@ -103,22 +112,28 @@ class Adoption:
         """Make staged bytes durable and run `change`, which names them; durable on return.
 
         Raises what `change` raises; an object that nothing names then is removed again,
-        after the answer.
+        after the answer. Raises CopyUnconfirmed where a copy elsewhere is awaited and does not
+        come; the change is made all the same.
         """
         for attempt in range(_ATTEMPTS_MAX):
             # Writers of the same bytes who place over one another, each before the other's
             # transaction, could go on for long: those who lost once take turns.
             with self._turns[staged.digest[0]] if attempt else nullcontext():
                 try:
-                    return self._attempt(
+                    made, known = self._attempt(
                         staged, tenant_id, change, actor=actor, request_id=request_id
                     )
+                    break
                 except Moved:
                     continue
                 except BlobDeleting:
                     pass
             self._collector.finish(staged.digest)
-        raise Conflict(f"blob {staged.digest.hex()} was replaced {_ATTEMPTS_MAX} times")
+        else:
+            raise Conflict(f"blob {staged.digest.hex()} was replaced {_ATTEMPTS_MAX} times")
+        if self._confirm is not None:
+            self._confirm(staged.measured, not known)
+        return made
 
     def _attempt(
         self,
@@ -128,9 +143,14 @@ class Adoption:
         *,
         actor: str,
         request_id: str,
-    ) -> T:
+    ) -> tuple[T, bool]:
+        """What `change` returned, and whether the tenant had a file of these bytes before (which
+        is asked only where a copy is awaited)."""
         with self._catalog.read() as snapshot:
             meeting = self.meeting(snapshot, tenant_id, staged.measured)
+            known = self._confirm is None or held_by(
+                snapshot, tenant_id, staged.size_bytes, staged.digest
+            )
         places = meeting in (Meeting.PLACE, Meeting.HEAL)
         placed: Placed | None = None
         try:
@@ -142,7 +162,7 @@ class Adoption:
                 placed = self._blobs.place(staged)
             elif meeting is Meeting.REHEARSE:
                 self._blobs.rehearse(staged)
-            return self._write(
+            made = self._write(
                 Adopted(staged.measured, placed), change, actor=actor, request_id=request_id
             )
         except (Moved, BlobDeleting):
@@ -152,6 +172,30 @@ class Adoption:
                 # Also where placing failed: it may have named what it could not sync.
                 self.discard([(staged.digest, staged.seen())])
             raise
+        return made, known
+
+    def new_to(self, tenant_id: str, brought: Iterable[Measured]) -> frozenset[Digest]:
+        """Of what a batch is about to name, what the tenant had no file of before; asked only
+        where a copy is awaited, and empty else."""
+        if self._confirm is None:
+            return frozenset()
+        with self._catalog.read() as snapshot:
+            return frozenset(
+                one.digest
+                for one in brought
+                if not held_by(snapshot, tenant_id, one.size_bytes, one.digest)
+            )
+
+    def confirm(self, named: Iterable[Measured], anew: Container[Digest] = frozenset()) -> None:
+        """Wait for the copies of bytes that are named, those in `anew` sent again whatever is
+        there (invariant 9); raises CopyUnconfirmed."""
+        confirm = self._confirm
+        if confirm is None:
+            return
+        wanted = {one.digest: one for one in named}
+        with ThreadPoolExecutor(min(_CONFIRMED_AT_ONCE, len(wanted) or 1)) as pool:
+            for _ in pool.map(lambda one: confirm(one, one.digest in anew), wanted.values()):
+                pass
 
     def commit_known(
         self,
@@ -163,9 +207,52 @@ class Adoption:
     ) -> T:
         """Run `change` over bytes that the store has; raises Moved when it has them no more."""
         try:
-            return self._write(Adopted(measured, None), change, actor=actor, request_id=request_id)
+            made = self._write(Adopted(measured, None), change, actor=actor, request_id=request_id)
         except BlobDeleting:
             raise Moved from None
+        if self._confirm is not None:
+            self._confirm(measured, False)
+        return made
+
+    def bring_back(self, staged: Staged, *, actor: str) -> bool:
+        """Make bytes that were fetched the local ones of their record; durable on return.
+
+        False where no record wants them any more, or good bytes came meanwhile. Raises
+        StoreFull, CatalogFailed; nothing is left behind then.
+        """
+        with self._catalog.read() as snapshot:
+            if not self._wanted(snapshot.get(Blob, staged.digest)):
+                return False
+        staged.sync()  # a record speaks of the name
+        try:
+            placed = self._blobs.place(staged)
+            back = self._catalog.write(
+                lambda txn: self._put_back(txn, staged.measured, placed), actor=actor
+            )
+        except BaseException:
+            self.discard([(staged.digest, staged.seen())])
+            raise
+        if not back:
+            self.discard([(staged.digest, placed)])
+        return back
+
+    def _put_back(self, txn: Transaction, measured: Measured, placed: Placed) -> bool:
+        blob = txn.get(Blob, measured.digest)
+        if blob is None or blob.state == DELETING or self._blobs.stat(blob.digest) != placed:
+            return False
+        txn.replace(_healed(blob, measured, placed, txn.now_us))
+        return True
+
+    def _wanted(self, blob: Blob | None) -> bool:
+        return blob is not None and blob.state != DELETING and not self.is_here(blob)
+
+    def is_here(self, blob: Blob) -> bool:
+        """Whether the object is the one that the record speaks of; says nothing of its bytes."""
+        return (
+            blob.local
+            and blob.missing_at is None
+            and self._blobs.stat(blob.digest) == object_of(blob)
+        )
 
     def _write(
         self, adopted: Adopted, change: Callable[[Transaction], T], *, actor: str, request_id: str
@@ -207,18 +294,7 @@ class Adoption:
                 )
             )
         else:
-            txn.replace(
-                msgspec.structs.replace(
-                    blob,
-                    inode=placed.inode,
-                    mtime_ns=placed.mtime_ns,
-                    size_bytes=placed.size_bytes,
-                    blake3=measured.blake3,
-                    verified_at=txn.now_us,
-                    missing_at=None,
-                    local=True,
-                )
-            )
+            txn.replace(_healed(blob, measured, placed, txn.now_us))
 
     def discard(self, copies: Iterable[tuple[Digest, Placed]]) -> None:
         """After the answer, remove the objects that this writer placed, where nothing came
@@ -240,7 +316,7 @@ class Adoption:
                     (
                         digest
                         for digest, placed in some
-                        if snapshot.get(Blob, digest) is None and self._blobs.stat(digest) == placed
+                        if self._nameless(snapshot, digest) and self._blobs.stat(digest) == placed
                     ),
                     durable=False,
                 )
@@ -251,6 +327,12 @@ class Adoption:
                 # Closed, or broken: scrub removes an orphan after the grace.
                 return
 
+    @staticmethod
+    def _nameless(snapshot: Snapshot, digest: Digest) -> bool:
+        """Whether no record counts on an object of this name."""
+        blob = snapshot.get(Blob, digest)
+        return blob is None or not blob.local
+
     def trusts(self, snapshot: Snapshot, digest: Digest) -> bool:
         """Whether the store has these bytes and need not see them again."""
         blob = snapshot.get(Blob, digest)
@@ -259,11 +341,24 @@ class Adoption:
     def _trusted(self, blob: Blob, now_us: int) -> bool:
         return (
             blob.state != DELETING
-            and blob.missing_at is None
-            and blob.local
             and now_us - blob.verified_at <= self._trust_us
-            and self._blobs.stat(blob.digest) == object_of(blob)
+            and self.is_here(blob)
         )
+
+
+def _healed(blob: Blob, measured: Measured, placed: Placed, now_us: int) -> Blob:
+    """The record of a blob whose good bytes are here, at `placed`."""
+    return msgspec.structs.replace(
+        blob,
+        inode=placed.inode,
+        mtime_ns=placed.mtime_ns,
+        size_bytes=placed.size_bytes,
+        blake3=measured.blake3,
+        verified_at=now_us,
+        missing_at=None,
+        local=True,
+        evicted_at=None,
+    )
 
 
 def object_of(blob: Blob) -> Placed:

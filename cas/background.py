@@ -67,6 +67,35 @@ class JobState(msgspec.Struct):
 
 
 @final
+class TargetState(msgspec.Struct, frozen=True):
+    """How a target is, as the process that mirrors to it knows. Ages are µs at the heartbeat,
+    by a clock that nobody sets, so that a wrong one neither hides a stall nor makes one."""
+
+    name: str
+    place: str
+    probed: bool  # it was reached, and what it honours is known
+    fenced: str = ""  # why nothing may be written there (invariant 12)
+    down: str = ""  # why it is left alone for now
+    last_error: str = ""  # of a copy or a job, "" after one that worked
+    rows_per_s: float = 0.0  # copies, over the last minute
+    bytes_per_s: float = 0.0
+    shipped_seq: int = 0  # the newest frame of the journal that is there
+    shipped_at: int = 0  # the catalog time of that frame
+    behind_us: int = 0  # how long a frame has waited that is not there; 0 where none waits
+    canary_us: int = 0  # since the last canary came back, or since the start where none did
+    canary_worked: bool = False
+    canary_error: str = ""
+
+
+@final
+class CacheState(msgspec.Struct, frozen=True):
+    """What the process has done for readers of evicted blobs since it started."""
+
+    fetched_bytes: int = 0
+    evicted: int = 0  # blobs
+
+
+@final
 class Heartbeat(msgspec.Struct, frozen=True):
     """The content of the status file."""
 
@@ -74,6 +103,8 @@ class Heartbeat(msgspec.Struct, frozen=True):
     started_at: int
     at: int
     jobs: list[JobState]
+    targets: list[TargetState] = []
+    cache: CacheState | None = None  # None: there are no targets
 
 
 @final
@@ -98,10 +129,10 @@ def background_of(root: Path, now_us: int) -> Background:
     """Look at the process that works on `root`, if any does; takes nothing, holds nobody up."""
     beat = _last_beat(root)
     if beat is None:
-        return Background(_runs(root), None)
+        return Background(runs(root), None)
     found = [(job.name, job.trouble(now_us)) for job in beat.jobs]
     failing = tuple(f"{name} {trouble}" for name, trouble in found if trouble)
-    return Background(_runs(root), max(0, now_us - beat.at), beat, failing)
+    return Background(runs(root), max(0, now_us - beat.at), beat, failing)
 
 
 def take_place(fd: int) -> bool:
@@ -123,7 +154,8 @@ def _last_beat(root: Path) -> Heartbeat | None:
         return None
 
 
-def _runs(root: Path) -> bool:
+def runs(root: Path) -> bool:
+    """Whether a process has the place: it works on `root`, starts, or ends."""
     try:
         with opened(root / PLACE) as fd:
             found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _lock())

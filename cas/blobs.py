@@ -48,6 +48,7 @@ from cas.staged import (
     Placed,
     Seekable,
     Staged,
+    Watcher,
     Writing,
     measure,
     write_small,
@@ -56,6 +57,7 @@ from cas.staged import (
 __all__ = ["Batch", "BlobFiles", "Measured", "Meeting", "Placed", "Seekable", "Source", "Staged"]
 
 SHARDS = 256
+_READ_UNNOTICED = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOATIME
 
 
 @final
@@ -133,24 +135,25 @@ class BlobFiles:
         promised_digest: Digest | None = None,
         limit_bytes: int = 0,
         sync: bool = True,
+        watcher: Watcher | None = None,
     ) -> Staged:
         """Copy `source` to its end into a file without a name, hashing what is written.
 
         The bytes are durable on return when `sync` is set. `limit_bytes` 0 is no limit.
         Constant memory, whatever the length. The space for a promised size is reserved
-        before the first byte is read.
+        before the first byte is read. `watcher` is told how the copy grows.
 
         Raises TooLarge, SizeMismatch (as soon as it is clear), DigestMismatch, StoreFull,
         and whatever reading the source raises; nothing is left behind then.
         """
         if promised_size is not None and limit_bytes and promised_size > limit_bytes:
             raise TooLarge(limit_bytes)
-        writing = Writing(self._disk, promised_size, limit_bytes, self.need_room)
+        writing = Writing(self._disk, promised_size, limit_bytes, self.need_room, watcher)
         self.need_room(promised_size or 0)
         try:
             temporary = self._disk.temporary(self.objects)
             try:
-                writing.fd = temporary.fd
+                writing.begin(temporary.fd)
                 if isinstance(source, bytes) and len(source) <= SMALL_BYTES:
                     measured = write_small(source, writing)
                 else:
@@ -228,7 +231,7 @@ class BlobFiles:
         no reader begins an answer that cannot end well.
         """
         try:
-            fd = os.open(self.name_of(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = _open_unnoticed(self.name_of(digest))
         except FileNotFoundError:
             raise BlobMissing(digest.hex(), "no file has its name") from None
         found_bytes = size_bytes if size_bytes is None else os.fstat(fd).st_size
@@ -420,6 +423,15 @@ class BlobFiles:
         """Turn a full disk, or a full quota, into StoreFull with its numbers."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(self.free_bytes(), needed_bytes, self._root) from error
+
+
+def _open_unnoticed(name: str) -> int:
+    """Open for reading without a change of the time of last access, which `recency` sets:
+    a scrub must not make all blobs look used."""
+    try:
+        return os.open(name, _READ_UNNOTICED)
+    except PermissionError:  # another user's file
+        return os.open(name, _READ_UNNOTICED & ~os.O_NOATIME)
 
 
 def _read_from_disk(

@@ -8,12 +8,16 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, final
 
 SECOND_US = 1_000_000
 HOUR_US = 3600 * SECOND_US
 DAY_US = 24 * HOUR_US
+
+# A clock this little behind is a time service at work, not a wrong clock.
+SLACK_US = 60 * SECOND_US
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME_ERROR = 5  # adjtimex(2) returns it while the kernel clock is not synchronised
@@ -56,15 +60,36 @@ def believable(now_us: int, last_us: int, gap_us_max: int, synchronised: bool) -
     """
     if last_us == 0:
         return True
-    return last_us <= now_us and (now_us - last_us <= gap_us_max or synchronised)
+    return now_us - last_us >= -SLACK_US and (now_us - last_us <= gap_us_max or synchronised)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Catalog time, and whether what begins now may be counted from it.
+
+    It may not while time stands still for a clock that is in doubt: how much later it
+    really is, nobody knows.
+    """
+
+    at_us: int
+    believed: bool
+
+
+def read(clock: Clock, last_us: int, gap_us_max: int) -> Reading:
+    """Catalog time after `last_us`: the clock's, where that is believable, else `last_us`.
+
+    A clock that is behind and synchronised lets time stand still, and is believed all the
+    same: it is earlier than catalog time, so what is counted from that ends too late at worst.
+    """
+    now_us = clock.now_us()
+    believed = believable(now_us, last_us, gap_us_max, synchronised=False) or clock.synchronised()
+    return Reading(max(now_us, last_us) if believed else last_us, believed)
 
 
 def advance(clock: Clock, last_us: int, gap_us_max: int) -> int:
-    """Catalog time after `last_us`: the clock's, where that is believable, else `last_us`."""
-    now_us = clock.now_us()
-    if now_us <= last_us or believable(now_us, last_us, gap_us_max, synchronised=False):
-        return max(now_us, last_us)
-    return now_us if clock.synchronised() else last_us
+    """Catalog time after `last_us`, for those who only read; see `read`."""
+    return read(clock, last_us, gap_us_max).at_us
 
 
 def rfc3339(at_us: int) -> str:

@@ -4,9 +4,13 @@ Each key is declared once, as a field below: its type says how its text is read 
 values are possible, its default what holds when nobody says otherwise. `config.ini` is the
 documentation of the same keys, and a test keeps the two equal.
 
-`BLOBCASK_SECTION__KEY` in the environment wins over the file. A secret may stand in a file
-of its own, named by the same key with `_file` appended. Whatever is unknown, misspelt or
-impossible stops the start: a setting that is silently not in force is worse than none.
+`BLOBCASK_SECTION__KEY` in the environment wins over the file; `STORAGE_TYPE`, `S3_BUCKET_NAME`
+and so on stand between the two. A secret may stand in a file of its own, named by the same
+key with `_file` appended. Whatever is unknown, misspelt or impossible stops the start: a
+setting that is silently not in force is worse than none.
+
+Each target has a section `[target:NAME]`; in the environment that is `BLOBCASK_TARGET_NAME__KEY`,
+with `_` for a `-` in the name, because shells take no other signs.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import configparser
 import difflib
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, final, get_args, get_origin
 from urllib.parse import urlsplit
@@ -39,7 +43,15 @@ Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 
 Origins = NewType("Origins", tuple[str, ...])  # scheme://host[:port] each
 OptionalPath = NewType("OptionalPath", Path)  # None: not given
+Endpoint = NewType("Endpoint", str)  # a URL, or HOST[:PORT]; empty: not given
 Word = NewType("Word", str)  # may be empty: not given
+Credential = NewType("Credential", str)  # a secret of another party; empty: not given
+Prefix = NewType("Prefix", str)  # of object keys, without slashes at its ends; empty: none
+Encryption = NewType("Encryption", str)  # "", "AES256" or "aws:kms"
+Names = tuple[str, ...]  # of targets
+
+PRIMARY = "primary"  # the target that `storage_type = s3` makes
+GOOGLE_ENDPOINT = "https://storage.googleapis.com"
 
 MIB = 1 << 20
 SIGNING_SECRET_BYTES_MIN = 32  # RFC 7518: an HS256 key is at least as long as its digest
@@ -110,7 +122,13 @@ class CatalogSettings(Section, frozen=True):
 
 @final
 class UploadSettings(Section, frozen=True):
-    storage_type: Literal["local"] = "local"
+    storage_type: Literal["local", "s3", "gcs"] = "local"  # "gcs" is loaded as "s3"
+    s3_endpoint: Annotated[str, Endpoint] = ""
+    s3_bucket: Word = Word("")
+    s3_region: Word = Word("us-east-1")
+    s3_access_key: Word = Word("")
+    s3_secret_key: Credential = Credential("")
+    s3_use_ssl: bool | None = None  # None: as s3_endpoint says, which says https when it does not
     default_retention_days: Days = 30
     default_expiry_hours: Hours = 24
     max_file_size_mb: Annotated[int, Bounds("0")] = 0
@@ -185,8 +203,52 @@ class SweeperSettings(Section, frozen=True):
 
 
 @final
+class ReplicatorSettings(Section, frozen=True):
+    targets: Names = ()  # each has its section [target:NAME]
+    ship_every: Annotated[Duration, Bounds("1s")] = Duration(10 * SECOND_US)
+    concurrency: Count = 16  # copies at a time, at each target
+    bandwidth: Size = Size(0)  # bytes a second, all targets together; 0: no limit
+    delete_delay: Duration = Duration(7 * DAY_US)
+    history: Duration = Duration(7 * DAY_US)  # how far back `restore --at` reaches
+    canary_every: Annotated[Duration, Bounds("10s")] = Duration(15 * 60 * SECOND_US)
+    drill_every: Duration = Duration(0)  # 0: only by hand
+    stalled_after: Annotated[Duration, Bounds("1m")] = Duration(HOUR_US)
+
+
+@final
+class TargetSettings(Section, frozen=True):
+    """One `[target:NAME]`; `name` is that NAME."""
+
+    name: str
+    kind: Literal["folder", "s3"]
+    path: Path | None = None  # of a folder
+    endpoint: Annotated[str, Url] = ""  # empty: Amazon's for the region
+    bucket: Annotated[str, Word] = ""
+    prefix: Annotated[str, Prefix] = ""
+    region: Annotated[str, Word] = "us-east-1"
+    access_key: Annotated[str, Word] = ""  # empty: as the AWS tools find it
+    secret_key: Annotated[str, Credential] = ""
+    session_token: Annotated[str, Credential] = ""
+    profile: Annotated[str, Word] = ""  # of the AWS configuration files
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+    ca_file: Path | None = None
+    sse: Annotated[str, Encryption] = ""
+    sse_kms_key: Annotated[str, Word] = ""
+    storage_class: Annotated[str, Word] = ""
+
+
+@final
+class CacheSettings(Section, frozen=True):
+    max_size: Size = Size(0)  # 0: nothing is evicted
+
+
+@final
 class Settings(msgspec.Struct, frozen=True):
-    """All settings, one attribute a section. `Settings()` holds the defaults."""
+    """All settings, one attribute a section. `Settings()` holds the defaults.
+
+    `targets` are in the order of `replicator.targets`; PRIMARY stands first where
+    `storage_type` makes one.
+    """
 
     store: StoreSettings = msgspec.field(default_factory=StoreSettings)
     catalog: CatalogSettings = msgspec.field(default_factory=CatalogSettings)
@@ -197,6 +259,9 @@ class Settings(msgspec.Struct, frozen=True):
     limits: LimitSettings = msgspec.field(default_factory=LimitSettings)
     callbacks: CallbackSettings = msgspec.field(default_factory=CallbackSettings)
     sweeper: SweeperSettings = msgspec.field(default_factory=SweeperSettings)
+    replicator: ReplicatorSettings = msgspec.field(default_factory=ReplicatorSettings)
+    targets: tuple[TargetSettings, ...] = ()
+    cache: CacheSettings = msgspec.field(default_factory=CacheSettings)
     log: LogSettings = msgspec.field(default_factory=LogSettings)
 
 
@@ -229,6 +294,8 @@ _PERIODS = {unit: _DURATION_UNITS[unit] for unit in "smhd"}
 _SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30, "TiB": 1 << 40}
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 _NUMBER_AND_UNIT = re.compile(r"([0-9]{1,18}) ?([A-Za-z]*)", re.ASCII)
+_NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*", re.ASCII)  # no "__": it ends a section's name
+_NAME_MAX = 40
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,15}", re.ASCII)
 _INTEGER_MAX = (1 << 63) - 1  # what a record and LMDB can hold
 
@@ -284,8 +351,12 @@ def _url(text: str) -> Url:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not a URL such as https://files.example.org")
     if parts.query or parts.fragment or parts.username is not None:
-        raise ValueError("a public URL has no user, query or fragment")
+        raise ValueError("a URL here has no user, query or fragment")
     return Url(text.rstrip("/"))
+
+
+def _endpoint(text: str) -> Endpoint:
+    return Endpoint(_url(text) if "://" in text else _url(f"https://{text}" if text else "")[8:])
 
 
 def _scheme(text: str) -> Scheme:
@@ -347,6 +418,34 @@ def _optional_path(text: str) -> Path | None:
     return Path(text) if text else None
 
 
+def _prefix(text: str) -> Prefix:
+    prefix = text.strip("/")
+    if {"", ".", ".."} & set(prefix.split("/")) and prefix:
+        raise ValueError("has an empty part, . or .. between its slashes")
+    return Prefix(prefix)
+
+
+def _names(text: str) -> Names:
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in names:
+        if not _NAME.fullmatch(name) or len(name) > _NAME_MAX:
+            raise ValueError(
+                f"{name!r} is no name of a target: write a-z and 0-9 with single - or _ between, "
+                f"{_NAME_MAX} characters at most"
+            )
+    if len({_in_environment(name) for name in names}) < len(names):
+        raise ValueError("two of these names are the same, or are in the environment")
+    return names
+
+
+def _yes_or_no(text: str) -> bool | None:
+    if not text:
+        return None
+    if text.lower() not in ("true", "false"):
+        raise ValueError("use 'true' or 'false'")
+    return text.lower() == "true"
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in words:
@@ -354,14 +453,6 @@ def _one_of(*words: str) -> Callable[[str], str]:
         return text
 
     return read
-
-
-def _storage_type(text: str) -> Literal["local"]:
-    if text == "s3":
-        raise ValueError("not yet: 's3' comes with the mirror; use 'local'")
-    if text != "local":
-        raise ValueError("use 'local'")
-    return "local"
 
 
 @final
@@ -384,21 +475,38 @@ _KINDS: Mapping[Any, Kind] = {
     UriPath: Kind("URI path", _uri_path),
     Networks: Kind("Networks", _networks),
     SigningSecret: Kind("Secret", _signing_secret),
-    Literal["local"]: Kind("Word", _storage_type),
+    Credential: Kind("Secret", str),
+    bool | None: Kind("'true' or 'false'", _yes_or_no),
+    Endpoint: Kind("URL", _endpoint),
+    Prefix: Kind("Path", _prefix),
+    Names: Kind("Names", _names),
+    Encryption: Kind("Word", _one_of("", "AES256", "aws:kms")),
+    Literal["local", "s3", "gcs"]: Kind("Word", _one_of("local", "s3", "gcs")),
+    Literal["folder", "s3"]: Kind("Word", _one_of("folder", "s3")),
+    Literal["auto", "path", "virtual"]: Kind("Word", _one_of("auto", "path", "virtual")),
     Literal["json", "text"]: Kind("Word", _one_of("json", "text")),
     Literal["all", "errors", "none"]: Kind("Word", _one_of("all", "errors", "none")),
     Word: Kind("Text", str),
     Origins: Kind("Origins", _origins),
     OptionalPath | None: Kind("Path", _optional_path),
+    Path | None: Kind("Path", _optional_path),
     Rate: Kind("Rate", _rate),
     ByteRate: Kind("Byte rate", _byte_rate),
 }
-_SECRETS = (SigningSecret,)
-_SECRET_FILE = Kind("Path", lambda text: Path(text) if text else None)
+_SECRETS = (SigningSecret, Credential)
+_SECRET_FILE = Kind("Path", _optional_path)
+
+
+def _meaning(annotation: Any) -> tuple[Any, Bounds | None]:
+    """What a field's text is read as: its own type, or the one its annotation names."""
+    if get_origin(annotation) is not Annotated:
+        return annotation, None
+    plain, mark = get_args(annotation)
+    return (plain, mark) if isinstance(mark, Bounds) else (mark, None)
 
 
 def _is_secret(annotation: object) -> bool:
-    return annotation in _SECRETS
+    return _meaning(annotation)[0] in _SECRETS
 
 
 @final
@@ -424,22 +532,42 @@ class Key(msgspec.Struct, frozen=True):
         return value
 
 
-def setting_keys() -> Iterator[Key]:
-    """Every key there is, in the order of the declarations above."""
+def setting_keys(targets: Iterable[str] = ("NAME",)) -> Iterator[Key]:
+    """Every key there is, in the order of the declarations above; each target has its own."""
     for section in msgspec.structs.fields(Settings):
-        for field in msgspec.structs.fields(section.type):
-            annotation, bounds = field.type, None
-            if get_origin(annotation) is Annotated:
-                annotation, bounds = get_args(annotation)
-            secret = _is_secret(annotation)
-            kind = _KINDS[annotation]
-            yield Key(section.name, field.name, kind, field.default, bounds, secret)
-            if secret:
-                name = f"{field.name}_file"
-                yield Key(section.name, name, _SECRET_FILE, None, names_file_of=field.name)
+        if section.name == "targets":
+            for name in targets:
+                yield from _keys(f"{_TARGET}{name}", TargetSettings)
+        else:
+            yield from _keys(section.name, section.type)
+
+
+def _keys(section: str, fields: type[Section]) -> Iterator[Key]:
+    for field in msgspec.structs.fields(fields):
+        if field.name == "name" and fields is TargetSettings:
+            continue  # it stands in the section's name
+        annotation, bounds = _meaning(field.type)
+        default = None if field.default is msgspec.NODEFAULT else field.default
+        secret = _is_secret(annotation)
+        yield Key(section, field.name, _KINDS[annotation], default, bounds, secret)
+        if secret:
+            name = f"{field.name}_file"
+            yield Key(section, name, _SECRET_FILE, None, names_file_of=field.name)
 
 
 # --- from file and environment to settings
+
+_TARGET = "target:"  # begins the names of the sections of targets
+# Names that other tools of the same house use, with the keys they stand for.
+_OTHER_NAMES: Mapping[str, tuple[str, str]] = {
+    "STORAGE_TYPE": ("uploads", "storage_type"),
+    "S3_ENDPOINT_URL": ("uploads", "s3_endpoint"),
+    "S3_BUCKET_NAME": ("uploads", "s3_bucket"),
+    "S3_REGION": ("uploads", "s3_region"),
+    "S3_ACCESS_KEY_ID": ("uploads", "s3_access_key"),
+    "S3_SECRET_ACCESS_KEY": ("uploads", "s3_secret_key"),
+    "S3_USE_SSL": ("uploads", "s3_use_ssl"),
+}
 
 
 @final
@@ -455,6 +583,18 @@ class _Given(msgspec.Struct, frozen=True):
         text = self.text if shown is None else shown
         return InvalidSetting(self.section, self.name, text, f"{reason} (in {self.source})")
 
+    def meant(self, targets: Iterable[str]) -> _Given:
+        """The same, with the section that `target_name` stands for in the environment."""
+        for name in targets:
+            if self.section == _in_environment(f"{_TARGET}{name}"):
+                return msgspec.structs.replace(self, section=f"{_TARGET}{name}")
+        return self
+
+
+def _in_environment(name: str) -> str:
+    """How a section's name is written in a variable's, in lower case."""
+    return name.replace(":", "_").replace("-", "_")
+
 
 def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     """The settings of the ini file at `path` (None: no file), overlaid by `environ`.
@@ -462,31 +602,46 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     Raises InvalidSetting, with section, key, value and reason, for the first thing that is
     unknown, unreadable or impossible. Reads the files that `*_file` keys name.
     """
-    known = {(key.section, key.name): key for key in setting_keys()}
-    values: dict[str, dict[str, Any]] = {name: {} for name, _ in known}
-    for layer in (_from_file(path), _from_environment(environ)):
-        filled: set[tuple[str, str]] = set()
-        for given in layer:
-            key = known.get((given.section, given.name))
-            if key is None:
-                raise given.refuse(_unknown(given, list(known)), shown="***")
-            if (key.secret or key.names_file_of) and not given.text:
-                continue  # an empty secret is none, however it was to be given
-            place, value = _value(key, given)
-            # Only within a layer: the environment's secret simply wins over the file's.
-            if (key.section, place) in filled:
-                raise given.refuse(f"{place} and {place}_file are both given", shown="***")
-            filled.add((key.section, place))
-            values[key.section][place] = value
-    return Settings(
-        **{
-            section.name: section.type(**values[section.name])
-            for section in msgspec.structs.fields(Settings)
-        }
-    )
+    layers = [list(_from_file(path)), list(_other_names(environ)), list(_from_environment(environ))]
+    names = _target_names(layers)
+    known = {(key.section, key.name): key for key in setting_keys(names)}
+    values: dict[str, dict[str, Any]] = {section: {} for section, _ in known}
+    for layer in layers:
+        _fill(values, known, [given.meant(names) for given in layer])
+    sections = {
+        section.name: section.type(**values[section.name])
+        for section in msgspec.structs.fields(Settings)
+        if section.name != "targets"
+    }
+    sections["uploads"] = _uploads(sections["uploads"])
+    settings = Settings(**sections)
+    _check_primary(settings.uploads)
+    targets = tuple(_target(name, values[f"{_TARGET}{name}"], settings) for name in names)
+    settings = msgspec.structs.replace(settings, targets=targets)
+    _check_targets(settings)
+    return settings
 
 
-def _value(key: Key, given: _Given) -> tuple[str, Any]:
+def _fill(
+    values: dict[str, dict[str, Any]], known: Mapping[tuple[str, str], Key], layer: list[_Given]
+) -> None:
+    """Lay one layer of what was given over `values`."""
+    filled: set[tuple[str, str]] = set()
+    for given in layer:
+        key = known.get((given.section, given.name))
+        if key is None:
+            raise given.refuse(_unknown(given, list(known)), shown="***")
+        if (key.secret or key.names_file_of) and not given.text:
+            continue  # an empty secret is none, however it was to be given
+        place, value = _value(key, given, known)
+        # Only within a layer: the environment's secret simply wins over the file's.
+        if (key.section, place) in filled:
+            raise given.refuse(f"{place} and {place}_file are both given", shown="***")
+        filled.add((key.section, place))
+        values[key.section][place] = value
+
+
+def _value(key: Key, given: _Given, known: Mapping[tuple[str, str], Key]) -> tuple[str, Any]:
     """The field that a given key fills, and its value."""
     if key.names_file_of is None:
         try:
@@ -502,7 +657,7 @@ def _value(key: Key, given: _Given) -> tuple[str, Any]:
     if not text:
         raise given.refuse("the file is empty")
     try:
-        return key.names_file_of, _signing_secret(text)
+        return key.names_file_of, known[key.section, key.names_file_of].read(text)
     except ValueError as error:
         raise given.refuse(str(error)) from None
 
@@ -551,6 +706,135 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[_Given]:
         # Without the double underscore it is no setting of ours, such as BLOBCASK_HOME.
         if variable.startswith(ENVIRONMENT_PREFIX) and separator:
             yield _Given(section.lower(), name.lower(), environ[variable], variable)
+
+
+def _other_names(environ: Mapping[str, str]) -> Iterator[_Given]:
+    for variable, (section, name) in _OTHER_NAMES.items():
+        if variable in environ:
+            yield _Given(section, name, environ[variable], variable)
+
+
+# --- targets
+
+
+def _target_names(layers: Iterable[Iterable[_Given]]) -> Names:
+    """The targets there are to be; each has its section of keys."""
+    known = {(key.section, key.name): key for key in setting_keys(())}
+    found: dict[str, Any] = {"targets": (), "storage_type": "local"}
+    for layer in layers:
+        for given in layer:
+            if (given.section, given.name) in (
+                ("replicator", "targets"),
+                ("uploads", "storage_type"),
+            ):
+                _, found[given.name] = _value(known[given.section, given.name], given, known)
+    names: Names = found["targets"]
+    makes_one = found["storage_type"] != "local" and PRIMARY not in names
+    return (PRIMARY, *names) if makes_one else names
+
+
+def _uploads(uploads: UploadSettings) -> UploadSettings:
+    """With the endpoint as a URL, and Google's storage as what it is to us: one more S3."""
+    endpoint = uploads.s3_endpoint
+    if uploads.storage_type == "gcs":
+        endpoint = endpoint or GOOGLE_ENDPOINT
+    if endpoint and "://" not in endpoint:
+        endpoint = f"{'http' if uploads.s3_use_ssl is False else 'https'}://{endpoint}"
+    return msgspec.structs.replace(
+        uploads,
+        storage_type="local" if uploads.storage_type == "local" else "s3",
+        s3_endpoint=endpoint,
+    )
+
+
+def _target(name: str, given: dict[str, Any], settings: Settings) -> TargetSettings:
+    """The target of one section; of PRIMARY the `s3_*` keys say what is not said there."""
+    uploads = settings.uploads
+    if name == PRIMARY and uploads.storage_type == "s3":
+        if "kind" in given and given["kind"] != "s3":
+            raise _refused(name, "kind", given["kind"], "storage_type = s3 needs kind = s3")
+        other = {
+            "endpoint": uploads.s3_endpoint,
+            "bucket": uploads.s3_bucket,
+            "region": uploads.s3_region,
+            "access_key": uploads.s3_access_key,
+            "secret_key": uploads.s3_secret_key,
+        }
+        for key in other.keys() & given.keys():
+            raise _refused(name, key, "***", f"[uploads] s3_{key} is the place of this setting")
+        given = {"kind": "s3", **other, **given}
+    if "kind" not in given:
+        raise _refused(name, "kind", "", "say what [replicator] targets names: 'folder' or 's3'")
+    return TargetSettings(name=name, **given)
+
+
+def _refused(name: str, key: str, value: object, reason: str) -> InvalidSetting:
+    return InvalidSetting(f"{_TARGET}{name}", key, value, reason)
+
+
+def _check_targets(settings: Settings) -> None:
+    """Refuse what each key allows and all of them together do not."""
+    places: dict[tuple[str, ...], str] = {}
+    for target in settings.targets:
+        (_check_folder if target.kind == "folder" else _check_s3)(target, settings)
+        place = _place(target)
+        if place in places:
+            raise _refused(target.name, "kind", target.kind, f"the same place as {places[place]!r}")
+        places[place] = target.name
+    if settings.cache.max_size and not settings.targets:
+        reason = "without a target nothing can be evicted: see [replicator] targets"
+        raise InvalidSetting("cache", "max_size", settings.cache.max_size, reason)
+
+
+def _check_primary(uploads: UploadSettings) -> None:
+    if uploads.storage_type == "local":
+        return
+    if not uploads.s3_bucket:
+        raise InvalidSetting("uploads", "s3_bucket", "", "storage_type = s3 needs it")
+    if uploads.s3_use_ssl and uploads.s3_endpoint.startswith("http://"):
+        reason = f"s3_endpoint is {uploads.s3_endpoint}, which would send all in the clear"
+        raise InvalidSetting("uploads", "s3_use_ssl", "true", reason)
+
+
+def _check_folder(target: TargetSettings, settings: Settings) -> None:
+    if target.path is None:
+        raise _refused(target.name, "path", "", "kind = folder needs it")
+    root = settings.store.root.resolve()
+    path = target.path.resolve()
+    if path == root or root in path.parents:
+        raise _refused(
+            target.name, "path", target.path, f"lies in ROOT ({root}): it would be lost with it"
+        )
+    defaults = TargetSettings(name=target.name, kind="folder")
+    for field in TargetSettings.__struct_fields__:
+        if field != "path" and getattr(target, field) != getattr(defaults, field):
+            raise _refused(target.name, field, "***", "kind = folder has no use for it")
+
+
+def _check_s3(target: TargetSettings, _settings: Settings) -> None:
+    def refuse(key: str, reason: str) -> InvalidSetting:
+        value = getattr(target, key)
+        return _refused(target.name, key, "***" if key != "path" and value else value, reason)
+
+    if target.path is not None:
+        raise refuse("path", "kind = s3 has no use for it")
+    if not target.bucket:
+        raise refuse("bucket", "kind = s3 needs it")
+    if bool(target.access_key) != bool(target.secret_key):
+        lacking = "secret_key" if target.access_key else "access_key"
+        raise refuse(lacking, "access_key and secret_key belong together")
+    if target.session_token and not target.access_key:
+        raise refuse("session_token", "belongs to an access_key")
+    if target.profile and target.access_key:
+        raise refuse("profile", "access_key and profile are both given")
+    if target.sse_kms_key and target.sse != "aws:kms":
+        raise refuse("sse_kms_key", "belongs to sse = aws:kms")
+
+
+def _place(target: TargetSettings) -> tuple[str, ...]:
+    if target.path is not None:
+        return (str(target.path.resolve()),)
+    return (target.endpoint, target.bucket, target.prefix)
 
 
 def _unknown(given: _Given, known: list[tuple[str, str]]) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import final
 
 import msgspec
 import puremagic
+
+from cas.elsewhere import Fetched
 
 _HEAD_BYTES = 64 << 10  # all magic numbers in use lie in the first few KiB
 
@@ -42,6 +45,17 @@ def look_at(path: Path) -> Content:
     """Judge the file at `path` by its first bytes; raises OSError when it cannot be read."""
     with path.open("rb") as file:
         return judge(file.read(_HEAD_BYTES))
+
+
+def look_into(stream: io.RawIOBase, size_bytes: int) -> Content:
+    """The same for a stream of `size_bytes`; raises what reading it raises."""
+    wanted_bytes = min(_HEAD_BYTES, size_bytes)
+    if isinstance(stream, Fetched):
+        stream.only(0, wanted_bytes)  # so that its end proves the bytes
+    head = b""
+    while len(head) < wanted_bytes and (piece := stream.read(wanted_bytes - len(head))):
+        head += piece
+    return judge(head)
 
 
 def judge(head: bytes) -> Content:

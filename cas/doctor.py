@@ -28,8 +28,10 @@ from cas.format import FORMAT_VERSION
 from cas.quotas import miscounted_usage
 from cas.records import CONDEMNED, DELETING, LIVE, Blob
 from cas.refcounts import miscounts
+from cas.replicas import faults, homes
 from cas.scrub import Scrub
 from cas.store import Store
+from cas.totals import miscounted_totals
 
 Severity = Literal["damage", "trouble", "note"]
 DAMAGE: Severity = "damage"  # bytes or records are lost or at risk
@@ -42,6 +44,8 @@ _TOLD_MAX = 100  # of one kind of finding that may come in millions
 _SCRUB = "run blobcask scrub"
 _REBUILD = "run blobcask rebuild with the store stopped"
 _RECOUNT = "run blobcask recount"
+_BACKFILL = "run blobcask replicate backfill; report what stays"
+_FETCH = "the background process fetches them, or upload the same bytes again"
 _HEAL = "upload the same bytes again: that heals the blob"
 
 
@@ -239,6 +243,14 @@ def _index(store: Store, position: Position) -> Iterator[Finding]:
                     f"{recorded.size_bytes:,}"
                 )
                 yield Finding(TROUBLE, None, what, _RECOUNT)
+            for total, sums in miscounted_totals(snapshot)[:_TOLD_MAX]:
+                what = (
+                    f"the total {total.name} says {total.count:,} with {total.size_bytes:,} bytes, "
+                    f"and there are {sums.count:,} with {sums.size_bytes:,}"
+                )
+                yield Finding(TROUBLE, None, what, _RECOUNT)
+            for digest, what in itertools.islice(faults(snapshot), _TOLD_MAX):
+                yield Finding(TROUBLE, 6, f"blob {digest.hex()}: {what}", _BACKFILL)
             for wrong in miscounts(snapshot)[:_TOLD_MAX]:
                 name = wrong.digest.hex()
                 if wrong.recorded is None:
@@ -301,11 +313,9 @@ def _blob(store: Store, blob: Blob, now_us: int) -> Finding | None:
         what = f"blob {name} is {blob.state} with {blob.refcount} references"
         return Finding(DAMAGE, 2, what, "report it, and do not collect until mended")
     if blob.missing_at is not None:
-        # Nobody needs the bytes of one without references; it goes with the next collection.
-        severity = DAMAGE if blob.refcount else NOTE
-        return Finding(severity, 1, f"the bytes of blob {name} are missing", _HEAL)
+        return _missing(store, blob)
     if not blob.local:
-        return None
+        return _evicted(store, blob)
     placed = store.blobs.stat(blob.digest)
     if placed is None:
         return Finding(DAMAGE, 1, f"blob {name} has no file, and is not listed as missing", _SCRUB)
@@ -316,6 +326,33 @@ def _blob(store: Store, blob: Blob, now_us: int) -> Finding | None:
         # A copy of ROOT has other inodes: its bytes are likely good, and not verified yet.
         return Finding(NOTE, 7, f"blob {name} is another file than was verified", _SCRUB)
     return None
+
+
+def _missing(store: Store, blob: Blob) -> Finding:
+    what = f"the bytes of blob {blob.digest.hex()} are missing"
+    if not blob.refcount:
+        # Nobody needs them; the record goes with the next collection.
+        return Finding(NOTE, 1, what, _HEAL)
+    held = _homes(store, blob)
+    if held:
+        return Finding(TROUBLE, 1, f"{what} here; held by {', '.join(held)}", _FETCH)
+    return Finding(DAMAGE, 1, what, _HEAL)
+
+
+def _evicted(store: Store, blob: Blob) -> Finding | None:
+    """No damage while a target holds the bytes (invariant 8)."""
+    name = blob.digest.hex()
+    if not _homes(store, blob):
+        what = f"blob {name} is neither here nor at a target, and is not listed as missing"
+        return Finding(DAMAGE, 1, what, _HEAL)
+    if blob.evicted_at is None:
+        return Finding(TROUBLE, 8, f"blob {name} is not here, and was not evicted", _HEAL)
+    return None
+
+
+def _homes(store: Store, blob: Blob) -> list[str]:
+    with store.catalog.read() as snapshot:
+        return homes(snapshot, blob.digest)
 
 
 def _bytes(store: Store, blob: Blob, hashed: Callable[[int], None]) -> Finding | None:
@@ -347,6 +384,7 @@ def _leftovers(store: Store) -> Iterator[Finding]:
     report = walk.report
     for count, noun, mend in (
         (len(report.orphans), "objects that no record names, older than the grace", _SCRUB),
+        (len(report.leftovers), "files that an eviction left behind", _SCRUB),
         (len(report.temporaries), "temporary files that a crash left behind", _SCRUB),
         (len(report.foreign), "files in objects/ that are no blobs", "look, and move them away"),
         (

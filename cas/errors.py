@@ -19,7 +19,9 @@ them to a status and a stable code, `cas/cli.py` maps them to exit codes.
     ├── QuotaExceeded               no more of this tenant, with numbers
     │   └── LinkQuotaExceeded
     ├── BlobUnavailable             the record is here, good bytes are not
-    │   └── BlobMissing  BlobDamaged
+    │   └── BlobMissing  BlobDamaged  BlobElsewhere
+    ├── CopyUnconfirmed             stored here, but not known to be at the bucket yet
+    ├── TargetNeeded                a target must not be dropped: what is there would be lost
     ├── AccessDenied  ServerRefused  ServerUnreachable      of a remote store only
     └── CatalogError                the catalog cannot serve
         ├── CatalogFailed           a sync failed: nobody writes until it is reopened
@@ -283,6 +285,51 @@ class BlobMissing(BlobUnavailable):
 
 class BlobDamaged(BlobUnavailable):
     pass
+
+
+class BlobElsewhere(BlobUnavailable):
+    """The bytes are at targets only, and could not be fetched from there, or not in time."""
+
+
+class CopyUnconfirmed(BlobcaskError):
+    """`storage_type = s3`: the bytes are named and durable here, and their copy at the bucket
+    was not confirmed in time. Storing them again is harmless, and asks again."""
+
+    def __init__(self, digest: str, reason: str) -> None:
+        super().__init__(f"blob {digest}: its copy at the bucket is not confirmed: {reason}")
+        self.digest = digest
+        self.reason = reason
+
+
+class TargetNeeded(BlobcaskError):
+    """A target must not be dropped; nothing was changed.
+
+    With `blobs`, so many (at least, from 1,000 on) have their good bytes there alone. Without,
+    it is configured no more, or its name stands for the place `elsewhere` now, and what is known
+    of its copies would be lost.
+    """
+
+    def __init__(
+        self, name: str, place: str, elsewhere: str | None = None, *, blobs: int = 0
+    ) -> None:
+        if blobs:
+            why = f"cannot go: {blobs:,} blobs have their good bytes nowhere else"
+        elif elsewhere is None:
+            why = (
+                "is not configured, but copies there are known of; configure it as it was, or "
+                f"let go of it with: blobcask replicate forget {name}"
+            )
+        else:
+            why = (
+                f"is {elsewhere} now, but copies at the old place are known of; where that is "
+                f"the same place: blobcask replicate moved {name}; where it is another one: "
+                f"blobcask replicate forget {name}"
+            )
+        super().__init__(f"target {name} ({place}) {why}")
+        self.name = name
+        self.place = place
+        self.elsewhere = elsewhere
+        self.blobs = blobs
 
 
 class AccessDenied(BlobcaskError):

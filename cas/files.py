@@ -19,6 +19,7 @@ import msgspec
 from cas.adoption import Adopted, Adoption, Moved, held_by
 from cas.blobs import BlobFiles, Measured, Meeting, Seekable, Source
 from cas.catalog import Catalog, Snapshot, Transaction
+from cas.dating import kept_for, term_of
 from cas.digest import Digest
 from cas.errors import (
     BlobDeleting,
@@ -29,10 +30,11 @@ from cas.errors import (
     TooLarge,
 )
 from cas.identifiers import new_id
+from cas.opening import Opener
 from cas.quotas import Quota, usage_of
 from cas.records import StoredFile, Usage
 from cas.references import DIRECT_RUN, Reference, check_name, check_segment, extension_of
-from cas.retention import Retention, longer
+from cas.retention import Retention
 
 T = TypeVar("T")
 
@@ -87,18 +89,14 @@ class Naming:
         reference = str(
             Reference(self.tenant_id, self.run, measured.digest, self.extension, scheme=self.scheme)
         )
-        expires_at = self.retention.expires_at(txn.now_us)
+        term = self.retention.term(txn.now_us, believed=txn.believed)
         found = txn.find(StoredFile, "storage_ref", reference)
         if found is not None:
-            later = longer(found.expires_at, expires_at)
-            if later == found.expires_at:
-                return found
-            found = msgspec.structs.replace(
-                found,
-                expires_at=later,
-                retention_policy=self.retention.text,
-            )
-            txn.replace(found)
+            before = term_of(found)
+            longer = before.longer(term)
+            if longer != before:
+                found = kept_for(found, longer)
+                txn.replace(found)
             return found
         file = StoredFile(
             file_id=new_id(txn.now_us),
@@ -110,10 +108,11 @@ class Naming:
             content_type=self.content_type,
             size_bytes=measured.size_bytes,
             checksum_sha256=measured.digest,
-            retention_policy=self.retention.text,
-            expires_at=expires_at,
+            retention_policy=term.retention_policy,
+            expires_at=term.expires_at,
             created_at=txn.now_us,
             created_by=self.actor,
+            undated_at=term.undated_at,
         )
         txn.insert(file)
         return file
@@ -139,6 +138,7 @@ class Files:
         catalog: Catalog,
         blobs: BlobFiles,
         adoption: Adoption,
+        opener: Opener,
         *,
         tenant_id: str,
         actor: str,
@@ -152,6 +152,7 @@ class Files:
         self._catalog = catalog
         self._blobs = blobs
         self._adoption = adoption
+        self._opener = opener
         self._quota = quota
         self._tenant_id = check_segment(tenant_id, "tenant")
         self._actor = actor
@@ -184,7 +185,8 @@ class Files:
 
         Raises InvalidName, TooLarge, SizeMismatch, DigestMismatch, StoreFull, CatalogFailed,
         QuotaExceeded (before the source is read, where its length is known), and whatever
-        reading the source raises; nothing is kept then.
+        reading the source raises; nothing is kept then. Raises CopyUnconfirmed where a copy
+        elsewhere is awaited and does not come: the file is stored then, not acknowledged.
         """
         naming = self._naming(name, run, filename, content_type, retention)
         limit = min(filter(None, (limit_bytes, self._limit_bytes)), default=0)
@@ -301,7 +303,10 @@ class Files:
                     prepared.append(_Prepared(item, begin, naming, Adopted(measured, placed)))
                 batch.sync()
                 for chunk in _chunks(prepared, _BATCH_WRITE):
+                    brought = [one.adopted.measured for one in chunk]
+                    new = self._adoption.new_to(self._tenant_id, brought)
                     files += self._name_chunk(chunk, run, retention)
+                    self._adoption.confirm(brought, new)
         except BaseException:
             # What no record came to name would fill a full disk until the scrub.
             self._adoption.discard(
@@ -385,17 +390,21 @@ class Files:
             return self._own(snapshot, reference, self._now_us(snapshot))
 
     def open(self, reference: Reference) -> tuple[StoredFile, int]:
-        """The record and a read-only descriptor of the bytes, the caller's to close.
+        """The record and a read-only descriptor of bytes that are here, the caller's to close.
 
         Raises NotFound, BlobMissing, BlobDamaged (another length than the record's).
         """
         file = self.stat(reference)
-        return file, self._blobs.open(file.checksum_sha256, file.size_bytes)
+        return file, self._opener.here(file.checksum_sha256, file.size_bytes)
 
     def reader(self, reference: Reference) -> tuple[StoredFile, io.RawIOBase]:
-        """The record and a stream of the bytes, the caller's to close; raises as `open`."""
-        file, fd = self.open(reference)
-        return file, io.FileIO(fd)
+        """The record and a stream of the bytes, here or as they come from a target.
+
+        The stream is the caller's to close. Raises what `open` does, and BlobElsewhere, which
+        reading may raise too.
+        """
+        file = self.stat(reference)
+        return file, self._opener.stream(file.checksum_sha256, file.size_bytes)
 
     def list(
         self,

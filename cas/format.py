@@ -1,6 +1,7 @@
 """The format of a ROOT: what VERSION says, and the steps from an older format to this one.
 
     1 → 2   usage_counted    the catalog keeps what each tenant stores; the first count
+    2 → 3   totals_counted   targets and their rows; sums over blobs and rows, the first count
 
 VERSION is written first: before the journal gets the first record that an older version
 does not know. No process of an older version is at work then, since its index has another
@@ -22,11 +23,15 @@ from cas.durable import Disk, is_temporary
 from cas.errors import StoreFull, UnsuitableRoot
 from cas.quotas import recount_usage
 from cas.records import Mark
+from cas.totals import recount_totals
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 
 # By the name of the mark, which a step sets at its end; in the order of the formats.
-STEPS: Final[dict[str, Callable[[Catalog, Mark], object]]] = {"usage_counted": recount_usage}
+STEPS: Final[dict[str, Callable[[Catalog, Mark], object]]] = {
+    "usage_counted": recount_usage,
+    "totals_counted": recount_totals,
+}
 
 
 def check_format(root: Path, disk: Disk) -> None:

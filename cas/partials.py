@@ -29,6 +29,7 @@ import msgspec
 from cas.adoption import Adoption
 from cas.blobs import BlobFiles, Measured
 from cas.catalog import Catalog, Snapshot, Transaction
+from cas.dating import postponed
 from cas.durable import SupportsRead
 from cas.errors import NotFound, OffsetMismatch, PartialExpired, SlotsTaken, TooLarge
 from cas.identifiers import new_id
@@ -145,6 +146,7 @@ class Partials:
                 0,
                 txn.now_us,
                 self._expires_at(txn, upload),
+                None if txn.believed else txn.now_us,
             )
             return claimed, [partial.partial_id for partial in replaced]
 
@@ -209,7 +211,9 @@ class Partials:
         with self._catalog.read() as snapshot:
             partial = self._own(snapshot, partial_id)
             if partial is not None:
-                if partial.expires_at <= self._now_us(snapshot):
+                now_us = self._now_us(snapshot)
+                partial = postponed(partial, now_us)
+                if partial.expires_at <= now_us:
                     raise PartialExpired
                 return Progress.of(partial)
             slot = self._filled_by(snapshot, partial_id)
@@ -267,10 +271,15 @@ class Partials:
 
         def advance(txn: Transaction) -> Partial:
             upload = self._pending(txn)
-            if txn.get(Partial, partial.partial_id) != partial:
+            found = txn.get(Partial, partial.partial_id)
+            # Dating may have changed it meanwhile, but nobody else moves it.
+            if found is None or found.offset_bytes != partial.offset_bytes:
                 raise NotFound("partial", partial.partial_id)
             moved = msgspec.structs.replace(
-                partial, offset_bytes=offset_bytes, expires_at=self._expires_at(txn, upload)
+                partial,
+                offset_bytes=offset_bytes,
+                expires_at=self._expires_at(txn, upload),
+                undated_at=None if txn.believed else txn.now_us,
             )
             txn.replace(moved)
             return moved

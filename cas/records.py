@@ -11,7 +11,8 @@ A `Schema` declares what the catalog must keep true of a type:
     indexes   name -> fields by which records are listed in order; a record whose first
               field there is None is left out, so that such an index holds only what is due
     digests   fields that hold a digest: each one counts as a reference to that blob
-    counts    what a record adds to the `Usage` of its tenant
+    counts    what a record adds to a sum that the catalog keeps: the `Usage` of its tenant,
+              or a `Total`
 """
 
 from __future__ import annotations
@@ -34,6 +35,15 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 @final
+class Adds(msgspec.Struct, frozen=True):
+    """What a record adds to a `Total`: one, and its bytes."""
+
+    to: str  # the first part of the total's name
+    by: str  # the attribute whose value is the second part; None there adds nothing
+    size_bytes: str = "size_bytes"
+
+
+@final
 class Schema(msgspec.Struct, frozen=True):
     """What the catalog keeps true of one record type; `number` names its table on disk."""
 
@@ -44,6 +54,7 @@ class Schema(msgspec.Struct, frozen=True):
     indexes: Mapping[str, tuple[str, ...]] = {}
     digests: tuple[str, ...] = ()
     counts: Counts | None = None
+    adds: Adds | None = None
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
@@ -77,6 +88,7 @@ class Blob(Record, frozen=True, array_like=True):
     missing_at: int | None = None  # since when good bytes are known to be nowhere
     local: bool = True  # the bytes are in objects/
     mtime_ns: int = 0  # of the object too: inode numbers are used again
+    evicted_at: int | None = None  # since when they are at targets only (`local` is False)
 
     schema: ClassVar[Schema] = Schema(
         "blobs",
@@ -87,8 +99,15 @@ class Blob(Record, frozen=True, array_like=True):
             "deleting": ("deleting_at", "digest"),
             "missing": ("missing_at", "digest"),
             "verified": ("verified_at", "digest"),
+            "evicted": ("evicted_at", "digest"),
         },
+        adds=Adds("blobs", "whereabouts"),
     )
+
+    @property
+    def whereabouts(self) -> str:
+        """By which name it is summed up: "here", or "elsewhere" (also where it is nowhere)."""
+        return "here" if self.local else "elsewhere"
 
 
 @final
@@ -113,6 +132,11 @@ class StoredFile(Record, frozen=True, array_like=True):
     created_at: int
     created_by: str
     hold: bool = False
+    # Since when its relative expiry waits for a clock that can be believed (invariant 10):
+    # `expires_at` is None until then.
+    undated_at: int | None = None
+    # While it waits: the expiry and policy it had before, when the same bytes came again.
+    promised: tuple[int, str] | None = None
 
     schema: ClassVar[Schema] = Schema(
         "stored_files",
@@ -126,6 +150,7 @@ class StoredFile(Record, frozen=True, array_like=True):
             "run_name": ("tenant_id", "workflow_run_id", "name", "file_id"),
             "content": ("tenant_id", "size_bytes", "checksum_sha256", "file_id"),
             "expiry": ("expires_at", "file_id"),
+            "undated": ("undated_at", "file_id"),
         },
         digests=("checksum_sha256",),
         counts=Counts("size_bytes"),
@@ -161,6 +186,9 @@ class PendingUpload(Record, frozen=True, array_like=True):
     expires_at: int
     completed_at: int | None = None
     open_until: int | None = None  # expires_at while pending: what the sweeper walks
+    # Since when its term waits for a clock that can be believed (invariant 10). It lasts
+    # `expires_at - undated_at` from the moment when there is one; no `open_until` till then.
+    undated_at: int | None = None
 
     schema: ClassVar[Schema] = Schema(
         "pending_uploads",
@@ -171,6 +199,7 @@ class PendingUpload(Record, frozen=True, array_like=True):
             "tenant": ("tenant_id", "upload_id"),
             "status": ("tenant_id", "status", "upload_id"),
             "expiry": ("open_until", "upload_id"),
+            "undated": ("undated_at", "upload_id"),
         },
     )
 
@@ -248,6 +277,7 @@ class Partial(Record, frozen=True, array_like=True):
     offset_bytes: int  # received, and durable
     created_at: int
     expires_at: int  # moved on by every append; what the sweeper walks
+    undated_at: int | None = None  # as an upload's
 
     schema: ClassVar[Schema] = Schema(
         "partials",
@@ -256,6 +286,7 @@ class Partial(Record, frozen=True, array_like=True):
         indexes={
             "upload": ("upload_id", "partial_id"),
             "expiry": ("expires_at", "partial_id"),
+            "undated": ("undated_at", "partial_id"),
         },
         counts=Counts("offset_bytes", files=0),
     )
@@ -326,6 +357,111 @@ class DeliveryPayload(Record, frozen=True, array_like=True):
     schema: ClassVar[Schema] = Schema("delivery_payloads", 10, key=("delivery_id",))
 
 
+@final
+class Target(Record, frozen=True, array_like=True):
+    """A place that blobs are mirrored to. While it has a record, each live blob gets a row."""
+
+    name: str
+    place: str  # what it is, for people: "s3://bucket/prefix at https://…", "folder /mnt/…"
+    added_at: int
+    # Blobs that were there before: those up to this digest have their rows; None: all have.
+    backfill_after: bytes | None = b""
+    profile: bytes = b""  # JSON: what a probe found out, see `replicator.probe`; b"": no probe
+    # Since when the journal is shipped there; None: never yet. With it, a target without
+    # HEAD.json is no new one: it has lost what it held.
+    shipped_at: int | None = None
+
+    schema: ClassVar[Schema] = Schema("targets", 11, key=("name",))
+
+
+TARGETS_MAX = 1000
+
+WANTED = "wanted"
+COPYING = "copying"
+# DONE and DELETING are shared with deliveries and blobs.
+
+
+@final
+class Replica(Record, frozen=True, array_like=True):
+    """One blob at one target. Committed with the blob that becomes live (invariant 6).
+
+    wanted → copying (a multipart upload is under way, see `Copy`) → done: the copy was
+    verified there, after every DELETE that was ever sent. When the blob's record goes,
+    `removed_at` is set; `delete_delay` later → deleting (persisted before the DELETE is
+    sent) → no record. A blob that comes back meanwhile clears `removed_at`, and one that
+    meets `deleting` is wanted again once the DELETE is known to have ended. `cas.rows` has
+    every step.
+    """
+
+    target: str
+    digest: Digest
+    size_bytes: int
+    state: str
+    wanted_at: int  # since when there is something to do: the age of the backlog
+    queue: str | None  # the target's name while a copy is wanted; None: done, or not needed
+    next_attempt_at: int
+    attempts: int = 0
+    last_error: str = ""
+    done_at: int | None = None  # when the copy was last verified
+    # Since when no blob needs it. One whose DELETE was refused comes later in the queue: this
+    # is then as if it had been removed `delete_delay` before its next attempt.
+    removed_at: int | None = None
+    ending: str | None = None  # the target's name while a DELETE there is due or under way
+    # The frame of the journal in which it was last wanted, done, removed or begun to be
+    # deleted: an outcome of work that began before says nothing of what is there now, and
+    # nothing is evicted or deleted on its word before that frame is shipped.
+    seq: int = 0
+    # When the last DELETE was sent whose answer is not written down; None: none is under way.
+    sent_at: int | None = None
+
+    schema: ClassVar[Schema] = Schema(
+        "replicas",
+        12,
+        key=("target", "digest"),
+        indexes={
+            "queue": ("queue", "next_attempt_at", "digest"),
+            "age": ("queue", "wanted_at", "digest"),
+            "blob": ("digest", "target"),
+            "ending": ("ending", "removed_at", "digest"),
+        },
+        adds=Adds("backlog", "queue"),
+    )
+
+    @property
+    def held(self) -> bool:
+        """Whether the copy was verified there and is there to stay."""
+        return self.state == DONE and self.removed_at is None
+
+
+@final
+class Copy(Record, frozen=True, array_like=True):
+    """A multipart upload under way: what a restarted mirror needs to go on with it."""
+
+    target: str
+    digest: Digest
+    upload_id: str
+    part_bytes: int
+    etags: list[str]  # of the parts that are there, from the first on
+    begun_at: int
+
+    schema: ClassVar[Schema] = Schema("copies", 13, key=("target", "digest"))
+
+
+@final
+class Total(Record, frozen=True, array_like=True):
+    """A sum over records, kept by the catalog as usage is: read in constant time.
+
+    Names: "blobs:here", "blobs:elsewhere" (at targets only, or missing), "backlog:<target>".
+    A sum of nothing has no record.
+    """
+
+    name: str
+    count: int
+    size_bytes: int
+
+    schema: ClassVar[Schema] = Schema("totals", 14, key=("name",))
+
+
 RECORDS: tuple[type[Record], ...] = (
     Blob,
     StoredFile,
@@ -337,4 +473,8 @@ RECORDS: tuple[type[Record], ...] = (
     Delivery,
     Usage,
     DeliveryPayload,
+    Target,
+    Replica,
+    Copy,
+    Total,
 )

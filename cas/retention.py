@@ -34,6 +34,68 @@ class Retention(msgspec.Struct, frozen=True):
             return min(stored_at_us + self.hours * _HOUR_US, _LAST_US)
         return self.until_us
 
+    def term(self, now_us: int, *, believed: bool) -> Term:
+        """How long a file is kept that is stored at catalog time `now_us`.
+
+        Where the clock is not `believed`, relative policies wait for one that is
+        (invariant 10).
+        """
+        if self.hours is not None and not believed:
+            return Term(self.text, None, undated_at=now_us)
+        return Term(self.text, self.expires_at(now_us))
+
+
+@final
+class Term(msgspec.Struct, frozen=True):
+    """How long a file is kept: the policy, and when it is over (None: never).
+
+    While `undated_at` is set, nobody knows when yet, and it is not over before `promised`:
+    the expiry and the policy of an earlier term.
+    """
+
+    retention_policy: str
+    expires_at: int | None
+    undated_at: int | None = None
+    promised: tuple[int, str] | None = None
+
+    @property
+    def for_ever(self) -> bool:
+        return self.expires_at is None and self.undated_at is None
+
+    def longer(self, other: Term) -> Term:
+        """The one of the two that ends later, this one where they are equal.
+
+        Of two that have no date the longer one, which keeps the promises of both.
+        """
+        if self.for_ever or other.for_ever:
+            return self if self.for_ever else other
+        if self.undated_at is None and other.undated_at is None:
+            return self if (self.expires_at or 0) >= (other.expires_at or 0) else other
+        longest = self if self._undated_hours >= other._undated_hours else other
+        promises = [one for one in (self._promise, other._promise) if one is not None]
+        return msgspec.structs.replace(longest, promised=max(promises, default=None))
+
+    def dated(self, now_us: int) -> Term:
+        """The term counted from `now_us`, or as promised where that is later."""
+        if self.undated_at is None:
+            return self
+        over_at = parse_retention(self.retention_policy).expires_at(now_us)
+        if self.promised is not None and over_at is not None and self.promised[0] > over_at:
+            return Term(self.promised[1], self.promised[0])
+        return Term(self.retention_policy, over_at)
+
+    @property
+    def _undated_hours(self) -> int:
+        if self.undated_at is None:
+            return 0
+        return parse_retention(self.retention_policy).hours or 0
+
+    @property
+    def _promise(self) -> tuple[int, str] | None:
+        if self.undated_at is not None or self.expires_at is None:
+            return self.promised
+        return self.expires_at, self.retention_policy
+
 
 FOREVER = Retention("forever")
 
@@ -57,8 +119,3 @@ def parse_retention(text: str) -> Retention:
             raise InvalidRetention(text, "a time is between 1970 and 9999")
         return Retention(text, until_us=until_us)
     raise InvalidRetention(text, "use days:N, hours:N, until:RFC3339 or forever")
-
-
-def longer(one: int | None, other: int | None) -> int | None:
-    """The later of two expiries, where None is never."""
-    return None if one is None or other is None else max(one, other)

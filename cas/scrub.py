@@ -5,8 +5,9 @@ Three walks, in steps of bounded work, so that a scrub may be stopped anywhere:
     blobs     longest unverified first, so the next scrub goes on where this one stopped.
               Good bytes: `verified_at` moves on. Bad ones: the record says `missing`, then
               the file goes to quarantine, so that the next upload of the bytes heals it.
-    shards    objects without a record, and hidden temporaries, once they are older than
-              the grace; the position is a mark. Foreign names are told, never touched.
+    shards    objects without a record, files of evicted blobs that a crash left behind, and
+              hidden temporaries, once they are older than the grace; the position is a mark.
+              Foreign names are told, never touched.
     counts    the audit of the reference counts, at the end; tells, mends nothing
 
 What is read outside a transaction is looked at again inside it: a writer may have healed,
@@ -37,6 +38,7 @@ from cas.durable import is_temporary
 from cas.errors import BlobMissing, InvalidDigest
 from cas.records import DELETING, Blob, Mark
 from cas.refcounts import Miscount, miscounts
+from cas.replicas import is_leftover
 from cas.store import Store
 
 _ACTOR = "scrub"
@@ -66,6 +68,7 @@ class ScrubReport:
     found_again: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)  # removed, or to be removed
     orphan_bytes: int = 0
+    leftovers: list[str] = field(default_factory=list)  # of evicted blobs, likewise
     temporaries: list[str] = field(default_factory=list)  # likewise
     foreign: list[str] = field(default_factory=list)
     miscounts: list[Miscount] = field(default_factory=list)
@@ -92,6 +95,7 @@ class ScrubReport:
             ("missing", self.missing),
             ("found again", self.found_again),
             ("orphan", self.orphans),
+            ("leftover", self.leftovers),
             ("temporary", self.temporaries),
             ("foreign", self.foreign),
         ):
@@ -170,6 +174,17 @@ class Scrub:
                 self.report.miscounts = miscounts(snapshot)
             self.report.finished = True
         return False
+
+    def look_at(self, digest: Digest) -> None:
+        """Check one blob now, for somebody who met wrong bytes or none; whatever is wrong is
+        written down and set aside as in any scrub."""
+        with self._store.catalog.read() as snapshot:
+            blob = snapshot.get(Blob, digest)
+        if blob is None or blob.state == DELETING or not blob.local:
+            return
+        look = self._look(blob)
+        if look is not None:
+            self._settle([look])
 
     def walk_folders(self) -> None:
         """The walk of the folders alone, all of it at once: what the doctor looks at."""
@@ -266,7 +281,7 @@ class Scrub:
     def _record(self, txn: Transaction, look: _Look) -> bool:
         """Inside a transaction: note the verdict; False when somebody was there meanwhile."""
         blob = txn.get(Blob, look.blob.digest)
-        if blob is None or blob.state == DELETING:
+        if blob is None or blob.state == DELETING or not blob.local:
             return False
         if (blob.inode, blob.verified_at, blob.missing_at) != (
             look.blob.inode,
@@ -346,8 +361,11 @@ class Scrub:
                 self._tell_foreign(folder / name)
         with self._store.catalog.read() as snapshot:
             nameless = [digest for digest in digests if snapshot.get(Blob, digest) is None]
+            leftovers = [digest for digest in digests if is_leftover(snapshot, digest)]
         for digest in nameless:
             self._clear_orphan(digest)
+        for digest in leftovers:
+            self._clear_leftover(digest)
 
     def _clear_orphan(self, digest: Digest) -> None:
         path = self._store.blobs.path(digest)
@@ -361,6 +379,24 @@ class Scrub:
         ):
             self.report.orphans.append(digest.hex())
             self.report.orphan_bytes += found.st_size
+
+    def _clear_leftover(self, digest: Digest) -> None:
+        """Remove what a crash left of an evicted blob; alone, as `replicas.evict` does it."""
+        path = self._store.blobs.path(digest)
+        found = _stat(path)
+        if found is None or not modes.S_ISREG(found.st_mode) or not self._is_over(found):
+            return
+        seen = Placed.of(found)
+
+        def unlink(snapshot: Snapshot) -> bool:
+            files = self._store.blobs
+            if not is_leftover(snapshot, digest) or files.stat(digest) != seen:
+                return False  # somebody fetched it, or brought it, meanwhile
+            files.remove_many([digest], durable=False)
+            return True
+
+        if self._dry_run or self._store.catalog.alone(unlink):
+            self.report.leftovers.append(digest.hex())
 
     def _clear_temporary(self, path: Path) -> None:
         found = _stat(path)

@@ -154,6 +154,18 @@ def _let_go(disk: Disk, temporary: Temporary, hidden: list[str]) -> None:
         disk.discard(temporary)
 
 
+class Watcher(Protocol):
+    """Is told, by the thread that writes, how a copy grows; must be quick and not raise."""
+
+    def begun(self, fd: int) -> None:
+        """The copy is open at `fd`, the writer's: whoever wants it longer opens it anew."""
+        ...
+
+    def grown(self, size_bytes: int) -> None:
+        """So many bytes can be read from it."""
+        ...
+
+
 @final
 class Writing:
     """The growing copy: keeps the promises about its length while it is written."""
@@ -164,6 +176,7 @@ class Writing:
         "_need_room",
         "_promised",
         "_started",
+        "_watcher",
         "expected_bytes",
         "fd",
         "size_bytes",
@@ -175,8 +188,10 @@ class Writing:
         promised_size: int | None,
         limit_bytes: int,
         need_room: Callable[[int], None],
+        watcher: Watcher | None = None,
     ) -> None:
         self._disk = disk
+        self._watcher = watcher
         self._need_room = need_room
         self._promised = promised_size
         self._limit = limit_bytes
@@ -184,6 +199,11 @@ class Writing:
         self.fd = -1
         self.expected_bytes = 0
         self.size_bytes = 0
+
+    def begin(self, fd: int) -> None:
+        self.fd = fd
+        if self._watcher is not None:
+            self._watcher.begun(fd)
 
     def expect(self, seeming_bytes: int) -> int:
         """How many bytes the source is expected to bring; 0 is unknown."""
@@ -200,6 +220,8 @@ class Writing:
             raise TooLarge(self._limit)
         self._disk.write(self.fd, chunk)
         self.size_bytes = size
+        if self._watcher is not None:
+            self._watcher.grown(size)
         if size - self._started >= _WRITEBACK_BYTES:
             self._disk.start_writeback(self.fd, self._started, size - self._started)
             self._started = size

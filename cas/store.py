@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self, final
 
 from cas.adoption import Adoption
-from cas.blobs import BlobFiles
+from cas.blobs import BlobFiles, Measured
 from cas.catalog import Snapshot, Transaction
 from cas.catalog.local import CatalogSettings, LocalCatalog
 from cas.catalog.recovery import has_journal
-from cas.clock import DAY_US, HOUR_US, Clock, SystemClock, advance, believable, rfc3339
+from cas.clock import DAY_US, HOUR_US, SLACK_US, Clock, SystemClock, advance, believable, rfc3339
 from cas.config import Settings
 from cas.deliveries import Deliveries
-from cas.digest import Digest
 from cas.durable import DISK, Disk
+from cas.elsewhere import Elsewhere
 from cas.errors import NotFound, UnsuitableRoot
 from cas.files import Files
 from cas.format import check_format, upgrade
 from cas.garbage import Collector
+from cas.opening import Opener
 from cas.partial_files import PartialFiles
 from cas.quotas import Quota
+from cas.recency import Recency
 from cas.records import Mark, PendingUpload, StoredFile
 from cas.retention import parse_retention
 from cas.uploads import Policy, UploadLink, Uploads, as_of, upload_behind
@@ -36,7 +40,13 @@ class Store:
     """Everything of one ROOT. Open it after fork, once per process; threads share it."""
 
     def __init__(
-        self, root: Path, settings: Settings, clock: Clock, disk: Disk, catalog: LocalCatalog
+        self,
+        root: Path,
+        settings: Settings,
+        clock: Clock,
+        disk: Disk,
+        catalog: LocalCatalog,
+        waiting: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.root = root
         self.settings = settings
@@ -47,12 +57,16 @@ class Store:
         self.blobs = BlobFiles(root, disk, settings.store.min_free)
         self.collector = Collector(root, catalog, self.blobs, settings.store.grace)
         self.partial_files = PartialFiles(root, disk)
+        self.elsewhere = Elsewhere(root, waiting)
+        self.recency = Recency(clock, on=bool(settings.cache.max_size))
+        self.opener = Opener(catalog, self.blobs, self.recency, self.elsewhere)
         self.adoption = Adoption(
             catalog,
             self.blobs,
             self.collector,
             trust_verified_for_us=settings.store.trust_verified_for,
             now_us=self.now_us,
+            confirm=self._confirm if settings.uploads.storage_type == "s3" else None,
         )
         self._policy = Policy(
             parse_retention(f"days:{settings.uploads.default_retention_days}"),
@@ -71,8 +85,10 @@ class Store:
         *,
         clock: Clock | None = None,
         disk: Disk = DISK,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Store:
-        """Open the store at `root`, making it when the folder is absent or empty.
+        """Open the store at `root`, making it when the folder is absent or empty. `waiting`
+        surrounds each wait for the background process, as in `Elsewhere`.
 
         Raises UnsuitableRoot (a newer format, a network filesystem, a folder that holds
         something else), StoreBusy, JournalDamaged.
@@ -97,7 +113,7 @@ class Store:
             clock=clock,
             disk=disk,
         )
-        store = cls(root, settings, clock, disk, catalog)
+        store = cls(root, settings, clock, disk, catalog, waiting)
         try:
             upgrade(root, catalog, disk, catalog.ballast)
             store.store_id()
@@ -128,6 +144,7 @@ class Store:
             self.catalog,
             self.blobs,
             self.adoption,
+            self.opener,
             tenant_id=tenant_id,
             actor=actor,
             request_id=request_id,
@@ -174,13 +191,6 @@ class Store:
             raise NotFound("file", file_id)
         return file
 
-    def open_blob(self, digest: Digest, size_bytes: int | None = None) -> int:
-        """A read-only descriptor of the bytes, the caller's to close; raises BlobMissing.
-
-        With the `size_bytes` of the record, another length raises BlobDamaged.
-        """
-        return self.blobs.open(digest, size_bytes)
-
     # --- time
 
     def now_us(self, snapshot: Snapshot) -> int:
@@ -203,7 +213,7 @@ class Store:
             last_us = snapshot.position.at_us
         now_us = self.clock.now_us()
         gap_us = self.settings.sweeper.max_clock_gap
-        if now_us < last_us:
+        if now_us < last_us - SLACK_US:
             return f"the clock is {(last_us - now_us) // 1_000_000} s behind the last write"
         if believable(now_us, last_us, gap_us, synchronised=False) or self.clock.synchronised():
             return ""
@@ -243,6 +253,9 @@ class Store:
     ) -> None:
         self.close()
 
+    def _confirm(self, measured: Measured, anew: bool) -> None:
+        self.elsewhere.confirm(measured.digest, measured.size_bytes, anew=anew)
+
     def _link(self, upload: PendingUpload, request_id: str) -> UploadLink:
         return UploadLink(
             self.catalog,
@@ -252,5 +265,6 @@ class Store:
             upload,
             request_id=request_id,
             partial_files=self.partial_files,
+            opener=self.opener,
             now_us=self.now_us,
         )

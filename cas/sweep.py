@@ -17,7 +17,7 @@ import msgspec
 from cas.catalog import Catalog, Key, Snapshot, Transaction
 from cas.partial_files import PartialFiles
 from cas.partials import partials_of
-from cas.records import EXPIRED, PENDING, Event, Partial, PendingUpload, Record, StoredFile
+from cas.records import EXPIRED, Event, Partial, PendingUpload, Record, StoredFile
 from cas.uploads import close_upload
 
 R = TypeVar("R", bound=Record)
@@ -79,7 +79,7 @@ def plan_sweep(
         [file.file_id for file in files],
         [file.storage_ref for file in files],
         [upload.upload_id for upload in uploads],
-        [partial.partial_id for partial in partials],
+        [partial.partial_id for partial in partials if partial.undated_at is None],
         [event.event_id for event in events],
         sorted(name for name in names if snapshot.get(Partial, name) is None)[:limit],
     )
@@ -113,7 +113,8 @@ def execute_sweep(
         return not file.hold and file.expires_at is not None and file.expires_at <= now_us
 
     def partial_is_due(partial: Partial) -> bool:
-        return partial.expires_at <= now_us  # another piece may have come
+        # Another piece may have come.
+        return partial.undated_at is None and partial.expires_at <= now_us
 
     def event_is_due(event: Event) -> bool:
         return event.expires_at is not None and event.expires_at <= now_us
@@ -165,7 +166,7 @@ def _end_upload(catalog: Catalog, upload_id: str, now_us: int) -> list[str] | No
 
     def end(txn: Transaction) -> list[str] | None:
         upload = txn.get(PendingUpload, upload_id)
-        if upload is None or upload.status != PENDING or upload.expires_at > now_us:
+        if upload is None or upload.open_until is None or upload.open_until > now_us:
             return None
         unfinished = [partial.partial_id for partial in partials_of(txn, upload_id)]
         close_upload(txn, upload, EXPIRED)

@@ -22,7 +22,8 @@ from cas.adoption import Adoption
 from cas.blobs import BlobFiles, Measured, Source
 from cas.catalog import Catalog, Snapshot, Transaction
 from cas.clock import SECOND_US, rfc3339
-from cas.content import Content, look_at
+from cas.content import Content, look_at, look_into
+from cas.dating import postponed
 from cas.deliveries import CALLBACK, enqueue
 from cas.digest import Digest
 from cas.durable import SupportsRead
@@ -38,6 +39,7 @@ from cas.errors import (
 from cas.events import append_event
 from cas.files import DEFAULT_CONTENT_TYPE, PAGE_MAX, Naming, Page
 from cas.identifiers import new_id
+from cas.opening import Opener
 from cas.partial_files import PartialFiles
 from cas.partials import Partials, Progress, drop_partials, partials_of
 from cas.quotas import NO_QUOTA, Quota
@@ -161,7 +163,8 @@ class Uploads:
                 created_at=txn.now_us,
                 created_by=self._actor,
                 expires_at=txn.now_us + expiry_us,
-                open_until=txn.now_us + expiry_us,
+                open_until=txn.now_us + expiry_us if txn.believed else None,
+                undated_at=None if txn.believed else txn.now_us,
             )
             txn.insert(upload)
             return upload
@@ -234,10 +237,12 @@ class UploadLink:
         *,
         request_id: str,
         partial_files: PartialFiles,
+        opener: Opener,
         now_us: Callable[[Snapshot], int],
     ) -> None:
         self._catalog = catalog
         self._blobs = blobs
+        self._opener = opener
         self._adoption = adoption
         self._policy = policy
         self._quota = policy.quota.untold()
@@ -401,7 +406,8 @@ class UploadLink:
         resumable uploads that are not finished then end.
         Raises UploadClosed when it is no longer pending, FilesRefused with a reason for
         each file that is not as asked; the upload stays pending then, so that the person
-        can mend it.
+        can mend it. Raises CopyUnconfirmed where a copy elsewhere is awaited and does not come:
+        it stays pending too, and may be completed later.
         """
         while True:
             with self._catalog.read() as snapshot:
@@ -417,6 +423,7 @@ class UploadLink:
                     continue  # its bytes were replaced and collected while they were looked at
                 raise
             self._judge(slots, contents)
+            self._confirm(slots)
 
             def finish(
                 txn: Transaction,
@@ -489,7 +496,7 @@ class UploadLink:
             txn.replace(completed)
         drop_partials(txn, upload.upload_id)
         upload = msgspec.structs.replace(
-            upload, status=COMPLETED, completed_at=txn.now_us, open_until=None
+            upload, status=COMPLETED, completed_at=txn.now_us, open_until=None, undated_at=None
         )
         txn.replace(upload)
         done = Completion(upload, files, [slot.filename for slot in slots])
@@ -584,13 +591,23 @@ class UploadLink:
         if reasons:
             raise FilesRefused(reasons)
 
+    def _confirm(self, slots: list[UploadFile]) -> None:
+        """Nothing is acknowledged that is not where it must be: a slot is filled before its copy
+        is awaited, so a filled one proves nothing. Only this waits again, where it was in vain."""
+        self._adoption.confirm(
+            Measured(slot.checksum_sha256, slot.size_bytes)
+            for slot in slots
+            if slot.checksum_sha256 is not None
+        )
+
     def _look(self, slot: UploadFile) -> Content:
         if slot.checksum_sha256 is None:
             raise UploadClosed(COMPLETED)
         try:
             return look_at(self._blobs.path(slot.checksum_sha256))
-        except FileNotFoundError:
-            raise BlobMissing(slot.checksum_sha256.hex(), "no file has its name") from None
+        except FileNotFoundError:  # evicted, perhaps
+            with self._opener.stream(slot.checksum_sha256, slot.size_bytes) as stream:
+                return look_into(stream, slot.size_bytes)
 
     def _check_slot(self, index: int) -> None:
         if not 0 <= index < self.upload.max_files:
@@ -635,6 +652,7 @@ def slots_of(snapshot: Snapshot, upload: PendingUpload) -> list[UploadFile]:
 
 def as_of(upload: PendingUpload, now_us: int) -> PendingUpload:
     """The upload as it is at `now_us`: one past its time is expired before the sweep says so."""
+    upload = postponed(upload, now_us)
     if upload.status == PENDING and upload.expires_at <= now_us:
         return msgspec.structs.replace(upload, status=EXPIRED)
     return upload
@@ -645,7 +663,7 @@ def close_upload(txn: Transaction, upload: PendingUpload, status: str) -> Pendin
     drop_partials(txn, upload.upload_id)
     for slot in slots_of(txn, upload):
         txn.delete(slot)
-    upload = msgspec.structs.replace(upload, status=status, open_until=None)
+    upload = msgspec.structs.replace(upload, status=status, open_until=None, undated_at=None)
     txn.replace(upload)
     return upload
 

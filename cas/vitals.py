@@ -1,26 +1,22 @@
 """What an operator wants to know of a store: how much it holds, and what waits to be done.
 
 Costs what is due and the number of tenants, never the number of blobs or files. All of it is
-exact but for two things: a queue is counted up to QUEUE_MAX, and the blobs of a store that
-has more than _EXACT_MAX of them are estimated. Digests are evenly spread, so how dense some
-ranges of them are tells how many there are: 5,000 blobs of 20 random ranges give the number
-to about 1.5 %, and the bytes as well as 5,000 sizes drawn by lot tell the mean.
+exact, but that a queue is counted up to QUEUE_MAX.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, TypeVar, final
 
 import msgspec
 
-from cas.background import background_of
+from cas.background import CacheState, background_of
 from cas.catalog import Key, Snapshot
 from cas.clock import SECOND_US
 from cas.deliveries import failed_deliveries
-from cas.digest import Digest
+from cas.mirrored import Mirrored, mirrored_of
 from cas.records import (
     Blob,
     Delivery,
@@ -31,16 +27,13 @@ from cas.records import (
     Usage,
 )
 from cas.store import Store
+from cas.totals import blobs_elsewhere, blobs_here
 
 R = TypeVar("R", bound=Record)
 
 QUEUE_MAX: Final = 1_000
 _PAGE: Final = 1_000
 _PARTIALS_MAX: Final = 10_000
-_EXACT_MAX: Final = 10_000
-_RANGES: Final = 20
-_RANGE_BLOBS: Final = 250
-_KEYSPACE: Final = 1 << 256
 
 
 @final
@@ -52,15 +45,6 @@ class Queue(msgspec.Struct, frozen=True):
 
 
 @final
-class Held(msgspec.Struct, frozen=True):
-    """How many blobs there are, and their bytes, each counted once."""
-
-    count: int
-    size_bytes: int
-    estimated: bool
-
-
-@final
 class Vitals(msgspec.Struct, frozen=True):
     """A store at one moment."""
 
@@ -69,7 +53,8 @@ class Vitals(msgspec.Struct, frozen=True):
     logical_bytes: int
     stored_blobs: int
     stored_bytes: int
-    stored_estimated: int  # 1 where the two before are estimates
+    evicted_blobs: int
+    evicted_bytes: int
     uploads_pending: int  # up to QUEUE_MAX
     partials: int
     partial_bytes: int
@@ -85,6 +70,8 @@ class Vitals(msgspec.Struct, frozen=True):
     background_silent_seconds: float | None
     background_jobs_failing: int
     queues: Mapping[str, Queue]
+    targets: Sequence[Mirrored]
+    cache: CacheState | None  # None: the background process mirrors to no target
 
 
 def vitals_of(store: Store) -> Vitals:
@@ -96,9 +83,12 @@ def vitals_of(store: Store) -> Vitals:
         now_us = store.now_us(snapshot)
         usages = list(_all(snapshot, Usage))
         partials = [partial.offset_bytes for partial in _all(snapshot, Partial, _PARTIALS_MAX)]
-        uploads_pending = len(snapshot.range(PendingUpload, "expiry", limit=QUEUE_MAX))
+        # One that waits for a right clock has no end yet, and is in an index of its own.
+        dated = len(snapshot.range(PendingUpload, "expiry", limit=QUEUE_MAX))
+        undated = len(snapshot.range(PendingUpload, "undated", limit=QUEUE_MAX))
+        uploads_pending = min(dated + undated, QUEUE_MAX)
         queues = _queues(snapshot, now_us, store.settings.store.grace)
-    held = held_by(store)
+        here, elsewhere = blobs_here(snapshot), blobs_elsewhere(snapshot)
     disk = os.statvfs(store.root)
     background = background_of(store.root, store.clock.now_us())
     silent_us = background.silent_us
@@ -106,9 +96,10 @@ def vitals_of(store: Store) -> Vitals:
         tenants=len(usages),
         logical_files=sum(usage.files for usage in usages),
         logical_bytes=sum(usage.size_bytes for usage in usages),
-        stored_blobs=held.count,
-        stored_bytes=held.size_bytes,
-        stored_estimated=int(held.estimated),
+        stored_blobs=here.count,
+        stored_bytes=here.size_bytes,
+        evicted_blobs=elsewhere.count,
+        evicted_bytes=elsewhere.size_bytes,
         uploads_pending=uploads_pending,
         partials=len(partials),
         partial_bytes=sum(partials),
@@ -124,41 +115,9 @@ def vitals_of(store: Store) -> Vitals:
         background_silent_seconds=None if silent_us is None else silent_us / SECOND_US,
         background_jobs_failing=len(background.failing),
         queues=queues,
+        targets=mirrored_of(store, background),
+        cache=background.beat.cache if background.beat else None,
     )
-
-
-def held_by(store: Store, exact_max: int = _EXACT_MAX) -> Held:
-    """The blobs of a store: counted up to `exact_max`, else estimated."""
-    with store.catalog.read() as snapshot:
-        estimate = _estimated(snapshot)
-    if estimate.count > 2 * exact_max:
-        return estimate
-    count = size_bytes = 0
-    after: Key = ()
-    while count <= exact_max:
-        # A snapshot for each page: none stays open while thousands are read.
-        with store.catalog.read() as snapshot:
-            page = snapshot.range(Blob, "", after=after, limit=_PAGE)
-        if not page:
-            return Held(count, size_bytes, False)
-        count += len(page)
-        size_bytes += sum(blob.size_bytes for blob in page)
-        after = page[-1].primary_key()
-    return estimate
-
-
-def _estimated(snapshot: Snapshot) -> Held:
-    count = span = size_bytes = 0
-    for _ in range(_RANGES):
-        start = Digest(secrets.token_bytes(32))
-        page = snapshot.range(Blob, "", after=(start,), limit=_RANGE_BLOBS)
-        full = len(page) == _RANGE_BLOBS
-        end = int.from_bytes(page[-1].digest) if full else _KEYSPACE
-        span += end - int.from_bytes(start)
-        count += len(page)
-        size_bytes += sum(blob.size_bytes for blob in page)
-    found = round(count * _KEYSPACE / span)
-    return Held(found, size_bytes * found // max(count, 1), True)
 
 
 def _journal_bytes(store: Store) -> int:
@@ -192,7 +151,9 @@ def _queues(snapshot: Snapshot, now_us: int, grace_us: int) -> dict[str, Queue]:
         "blobs_being_removed": [blob.deleting_at for blob in deleting],
         "blobs_missing": [blob.missing_at for blob in missing],
         "uploads_expired": [upload.expires_at for upload in uploads],
-        "partials_expired": [partial.expires_at for partial in partials],
+        "partials_expired": [
+            partial.expires_at for partial in partials if partial.undated_at is None
+        ],
         "files_expired": [file.expires_at for file in files if not file.hold],
     }
     return {name: _queue(since, now_us) for name, since in due.items()}

@@ -53,6 +53,7 @@ def create_app(
         board = Board()
         meter = Meter(board, board.take(), store)
 
+    store.elsewhere.expect()
     limits = Limits(settings, counters or Counters())
     tokens = Tokens(keys.jwt, store.about_now_us, Issuers.of(settings.auth), limits.tenant)
     links = Links(Signer(keys.signing), store.about_now_us, settings.gateway)

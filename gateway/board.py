@@ -46,8 +46,11 @@ AT_SINGLES: Final = AT_BYTES + _ROUTES_MAX * TIMES
     CONNECTIONS,
     ACCEPTS,  # 1 while this worker takes new connections
     TURNED_AWAY,
+    HITS,  # of the cache: bytes that were here when they were asked for
+    MISSES,
     _SINGLES,
-) = range(10)
+) = range(12)
+_CARRIED: Final = (GROUPS, WRITES, DROPPED, HITS, MISSES)
 # What is true of a worker only while it lives.
 _PASSING: Final = (IN_FLIGHT, CONNECTIONS, ACCEPTS)
 _ROW: Final = AT_SINGLES + _SINGLES
@@ -140,7 +143,8 @@ class Meter:
         self._store = store
         self._lines = lines
         self._routes: dict[str, int] = {}
-        self._seen = (0, 0, 0)  # groups, writes and dropped lines that are in the row already
+        # What is in the row already: groups, writes, dropped lines, hits and misses.
+        self._seen = (0, 0, 0, 0, 0)
 
     def know_routes(self, routes: Iterable[str]) -> None:
         """Name all routes that there are, in the same order in every process."""
@@ -182,8 +186,9 @@ class Meter:
         """Add to the row what other parts of this process have counted meanwhile."""
         groups, writes = self._store.catalog.commits
         dropped = 0 if self._lines is None else self._lines.dropped
+        opener = self._store.opener
         with self._lock:
-            now = (groups, writes, dropped)
-            for cell, count, before in zip((GROUPS, WRITES, DROPPED), now, self._seen, strict=True):
+            now = (groups, writes, dropped, opener.hits, opener.misses)
+            for cell, count, before in zip(_CARRIED, now, self._seen, strict=True):
                 self._row[AT_SINGLES + cell] += max(0, count - before)
             self._seen = now

@@ -7,7 +7,6 @@ from typing import Final
 import click
 
 from cas.cli.call import FIRST_TENANT, Call, reference_tenant_option
-from cas.clock import SystemClock
 from cas.keys import Keys, load_keys
 from cas.store import Store
 from cas.uploads import UploadRequest
@@ -49,13 +48,15 @@ def serve(call: Call, replicator: bool) -> None:
         if keys.fresh:
             click.echo(f"New store in {root}: made its keys in {root / 'keys'}.", err=True)
             first = _first_upload(store)
+        now_us = _now_us(store)
 
     def ready(address: str) -> None:
         base = settings.gateway.public_url or address
         click.echo(f"Serving {root} at {address}", err=True)
         if first is not None:
             click.echo(f"Admin token (tenant {FIRST_TENANT}, {TOKEN_DAYS} days):", err=True)
-            click.echo(f"  {_issue(keys, FIRST_TENANT, (ADMIN,), TOKEN_DAYS)}", err=True)
+            made = _issue(keys, now_us, FIRST_TENANT, (ADMIN,), TOKEN_DAYS)
+            click.echo(f"  {made}", err=True)
             click.echo("First upload link, open it in a browser:", err=True)
             click.echo(f"  {base}/u/{first}", err=True)
         else:
@@ -86,8 +87,10 @@ def serve(call: Call, replicator: bool) -> None:
 @click.pass_obj
 def token(call: Call, tenant: str, permissions: tuple[str, ...], subject: str, days: int) -> None:
     """Print a bearer token for the HTTP API, and nothing else."""
-    call.store_root  # noqa: B018  raises: a misspelt --root must not get keys of its own
-    made = _issue(load_keys(call.settings), tenant, permissions, days, subject)
+    # The store must be there: a misspelt --root must not get keys of its own.
+    with Store.open(call.store_root, call.settings) as store:
+        now_us = _now_us(store)
+    made = _issue(load_keys(call.settings), now_us, tenant, permissions, days, subject)
     call.answer({"token": made}, [made])
 
 
@@ -111,8 +114,7 @@ def url(call: Call, reference: str, expires_in: int | None, tenant: str | None) 
     gateway = call.settings.gateway
     with call.open() as store:
         file = store.files(tenant or parsed.tenant_id, call.actor).stat(parsed)
-        with store.catalog.read() as snapshot:
-            now_us = store.now_us(snapshot)
+        now_us = _now_us(store)
     links = Links(Signer(load_keys(call.settings).signing), lambda: now_us, gateway)
     base = gateway.public_url or f"http://{gateway.bind}"
     made = links.download_under(base, file, expires_in or links.lifetime_s)
@@ -125,10 +127,22 @@ def _replicate(call: Call) -> list[str]:
     return words if call.config is None else [*words, "--config", str(call.config)]
 
 
+def _now_us(store: Store) -> int:
+    """Catalog time, by which the server judges what is made here (invariant 10): a clock that
+    is wrong by years is wrong for neither of them."""
+    with store.catalog.read() as snapshot:
+        return store.now_us(snapshot)
+
+
 def _issue(
-    keys: Keys, tenant: str, permissions: tuple[str, ...], days: int, subject: str = "admin"
+    keys: Keys,
+    now_us: int,
+    tenant: str,
+    permissions: tuple[str, ...],
+    days: int,
+    subject: str = "admin",
 ) -> str:
-    return Tokens(keys.jwt, SystemClock().now_us).issue(tenant, subject, permissions, days * _DAY_S)
+    return Tokens(keys.jwt, lambda: now_us).issue(tenant, subject, permissions, days * _DAY_S)
 
 
 def _first_upload(store: Store) -> str:

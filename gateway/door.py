@@ -13,6 +13,7 @@ from typing import final
 import falcon
 
 from cas.deliveries import Deliveries
+from cas.elsewhere import Fetched
 from cas.errors import NotFound
 from cas.files import Files
 from cas.records import StoredFile
@@ -87,9 +88,14 @@ class Door:
 
     # --- by a file that one of the others opened
 
-    def bytes_of(self, file: StoredFile) -> int:
-        """A read-only descriptor, the caller's to close; raises BlobMissing."""
-        return self._store.open_blob(file.checksum_sha256, file.size_bytes)
+    def bytes_of(self, file: StoredFile) -> int | Fetched:
+        """A read-only descriptor, or a stream of what comes from a target; the caller's to
+        close. Raises BlobMissing, BlobDamaged, BlobElsewhere."""
+        return self._store.opener.open(file.checksum_sha256, file.size_bytes)
+
+    def named(self, file: StoredFile) -> bool:
+        """Whether a proxy that opens the object by its name, within a minute, finds it."""
+        return self._store.opener.named(file.checksum_sha256)
 
     # --- limits
 

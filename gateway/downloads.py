@@ -8,11 +8,13 @@ accel_redirect` the answer names the object and the proxy in front sends it.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Final, final
 from urllib.parse import quote
 
 import falcon
 
+from cas.elsewhere import Fetched
 from cas.errors import BlobUnavailable, NotFound
 from cas.records import StoredFile
 from gateway import forms
@@ -31,6 +33,8 @@ _GUARDS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
 }
+
+_FETCHED_BYTES: Final = 256 << 10  # of what comes from a target, sent at once
 
 # What every download takes, answers and refuses.
 CONDITIONS: Final = (
@@ -61,7 +65,7 @@ class Sender:
         self._accel_redirect = accel_redirect
 
     def send(self, req: falcon.Request, resp: falcon.Response, file: StoredFile) -> None:
-        """Conditions, range, headers, body; raises BlobMissing before anything is sent."""
+        """Conditions, range, headers, body; raises BlobUnavailable before anything is sent."""
         digest = file.checksum_sha256
         tag = entity_tag(digest)
         resp.set_headers(_GUARDS)
@@ -78,8 +82,9 @@ class Sender:
             return
         resp.content_type = file.content_type
         resp.set_header("Content-Disposition", attachment(download_name(file)))
-        # nginx would judge If-Match by an ETag that it has not got, and refuse.
-        if self._accel_redirect and not if_match:
+        # nginx would judge If-Match by an ETag that it has not got, and refuse. What is at a
+        # target only it cannot send.
+        if self._accel_redirect and not if_match and self._door.named(file):
             name = digest.hex()
             resp.set_header("X-Accel-Redirect", f"{self._accel_redirect}{name[:2]}/{name}")
             return
@@ -98,7 +103,11 @@ class Sender:
         return parse_range(req.get_header("Range"), size_bytes)
 
     def _attach(self, resp: falcon.Response, file: StoredFile, start: int, count: int) -> None:
-        fd = self._door.bytes_of(file)
+        found = self._door.bytes_of(file)
+        if isinstance(found, Fetched):
+            _attach_fetched(resp, found, start, count)
+            return
+        fd = found
         if count <= TOGETHER_BYTES_MAX:
             try:
                 resp.data = os.pread(fd, count, start)
@@ -108,6 +117,42 @@ class Sender:
         # Sent from the descriptor's position, as many bytes as Content-Length says.
         os.lseek(fd, start, os.SEEK_SET)
         resp.stream = open(fd, "rb", buffering=0)  # noqa: SIM115  gunicorn closes it
+
+
+def _attach_fetched(resp: falcon.Response, fetched: Fetched, start: int, count: int) -> None:
+    """Send what comes from a target as it comes. Raises BlobElsewhere while it can still be
+    told: from the second piece on an error breaks the answer off, before its last byte."""
+    fetched.only(start, start + count)
+    try:
+        first = fetched.read(_FETCHED_BYTES) if count else b""
+        while count <= TOGETHER_BYTES_MAX and len(first) < count:
+            first += fetched.read(count - len(first))
+    except BaseException:
+        fetched.close()
+        raise
+    if len(first) == count:
+        fetched.close()
+        resp.data = first
+    else:
+        resp.stream = _Pieces(first, fetched)
+
+
+@final
+class _Pieces:
+    """A body in pieces larger than a server reads from a stream; closed by the server."""
+
+    def __init__(self, first: bytes, fetched: Fetched) -> None:
+        self._first = first
+        self._fetched = fetched
+
+    def __iter__(self) -> Iterator[bytes]:
+        piece, self._first = self._first, b""
+        while piece:
+            yield piece
+            piece = self._fetched.read(_FETCHED_BYTES)
+
+    def close(self) -> None:
+        self._fetched.close()
 
 
 @final

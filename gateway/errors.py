@@ -184,6 +184,18 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
     cas.BlobUnavailable: _Row(
         503, "blob_unavailable", "Bytes not available", "The bytes are not here now."
     ),
+    cas.BlobElsewhere: _Row(
+        503,
+        "blob_elsewhere",
+        "Bytes at a mirror only",
+        "The bytes are at a mirror only, and could not be fetched from there now.",
+    ),
+    cas.CopyUnconfirmed: _Row(
+        503,
+        "copy_unconfirmed",
+        "Copy not confirmed",
+        "Stored here, but the copy at the bucket is not confirmed; to ask again is harmless.",
+    ),
     cas.CatalogError: _Row(503, "catalog_unavailable", "Store not available", _UNAVAILABLE),
     cas.CatalogFailed: _Row(
         503,
@@ -216,6 +228,15 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
 # Falcon's own refusals (no route, wrong method, broken URL) by status.
 _FALCON_CODES: Final = {404: "not_found", 405: "method_not_allowed"}
 _RETRY_AFTER_S: Final = "5"
+# What may be set already when the bytes turn out not to be here: it speaks of the file.
+_OF_THE_FILE: Final = (
+    "Accept-Ranges",
+    "Content-Disposition",
+    "Content-Length",
+    "Content-Range",
+    "ETag",
+    "Repr-Digest",
+)
 
 
 def problem_schema() -> dict[str, Any]:
@@ -296,6 +317,8 @@ def _write(
         "detail": detail,
         **facts,
     }
+    for header in _OF_THE_FILE:
+        resp.delete_header(header)
     resp.status = status
     resp.content_type = "application/problem+json"
     resp.stream = None

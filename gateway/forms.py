@@ -11,17 +11,19 @@ import msgspec
 
 from cas.clock import rfc3339
 from cas.errors import InvalidRequest
+from cas.forms import Bytes, Sha256, shown_time
+from cas.forms import FileForm as FileForm
+from cas.forms import ShownUploadForm as ShownUploadForm
+from cas.forms import SlotForm as SlotForm
+from cas.forms import Status as Status
+from cas.forms import Time as Time
+from cas.forms import UploadForm as UploadForm
+from cas.forms import pending_upload as pending_upload
+from cas.forms import slot as slot
+from cas.forms import stored_file as stored_file
+from cas.forms import upload_shown as upload_shown
 from cas.partials import Progress
-from cas.records import (
-    CANCELLED,
-    COMPLETED,
-    EXPIRED,
-    PENDING,
-    Delivery,
-    PendingUpload,
-    StoredFile,
-    UploadFile,
-)
+from cas.records import Delivery, StoredFile, UploadFile
 from cas.uploads import Completion, ResumePayload, resume_payload
 from gateway.operations import Parameter
 
@@ -40,37 +42,6 @@ _CURSOR: Final = re.compile(r"[0-9a-f-]{36}", re.ASCII)
 
 
 # --- the types of the forms: what is answered, and what the API's document says of it
-
-Time = Annotated[
-    str, msgspec.Meta(description="RFC 3339, UTC", extra_json_schema={"format": "date-time"})
-]
-Sha256 = Annotated[
-    str, msgspec.Meta(description="SHA-256, lowercase hex", pattern="^[0-9a-f]{64}$")
-]
-Bytes = Annotated[int, msgspec.Meta(ge=0)]
-Status = Annotated[
-    str,
-    msgspec.Meta(extra_json_schema={"enum": [PENDING, COMPLETED, CANCELLED, EXPIRED]}),
-]
-
-
-class FileForm(TypedDict):
-    """A stored file, as its tenant sees it."""
-
-    file_id: str
-    storage_ref: str
-    name: str
-    filename: str | None
-    content_type: str
-    size_bytes: Bytes
-    checksum_sha256: Sha256
-    workflow_run_id: str
-    tenant_id: str
-    retention_policy: str
-    created_at: Time
-    created_by: str
-    expires_at: Time | None
-    hold: bool
 
 
 class InternalForm(TypedDict):
@@ -101,35 +72,6 @@ class UrlForm(TypedDict):
 
     url: str
     expires_in: int
-
-
-class ShownUploadForm(TypedDict):
-    """An upload as the holder of its link sees it: what is wanted, and how it stands."""
-
-    name: str
-    prompt: str
-    status: Status
-    allowed_types: list[str]
-    max_size_bytes: Bytes
-    max_files: int
-    redirect_url: str | None
-    created_at: Time
-    expires_at: Time
-    completed_at: Time | None
-
-
-class UploadForm(ShownUploadForm):
-    """An upload as the tenant that asked for it sees it. Its token is the right to upload:
-    null for those who may only view."""
-
-    upload_id: str
-    upload_token: str | None
-    event_name: str
-    callback_url: str | None
-    retention_policy: str
-    workflow_run_id: str
-    tenant_id: str
-    created_by: str
 
 
 class CallbackForm(TypedDict):
@@ -166,17 +108,6 @@ class RequestedForm(TypedDict):
     presigned_urls: list[str]
     event_name: str
     expires_at: Time
-
-
-class SlotForm(TypedDict):
-    """A filled slot of a pending upload."""
-
-    index: int
-    filename: str
-    content_type: str
-    size_bytes: Bytes
-    checksum_sha256: Sha256 | None
-    stored_at: Time
 
 
 class ShownFileForm(TypedDict):
@@ -239,26 +170,6 @@ def answer(resp: falcon.Response, form: object, status: int = 200) -> None:
     resp.set_header("Cache-Control", "no-store")
 
 
-def stored_file(file: StoredFile) -> FileForm:
-    """A file as its tenant sees it."""
-    return {
-        "file_id": file.file_id,
-        "storage_ref": file.storage_ref,
-        "name": file.name,
-        "filename": file.original_filename,
-        "content_type": file.content_type,
-        "size_bytes": file.size_bytes,
-        "checksum_sha256": file.checksum_sha256.hex(),
-        "workflow_run_id": file.workflow_run_id,
-        "tenant_id": file.tenant_id,
-        "retention_policy": file.retention_policy,
-        "created_at": rfc3339(file.created_at),
-        "created_by": file.created_by,
-        "expires_at": _time(file.expires_at),
-        "hold": file.hold,
-    }
-
-
 def internal(file: StoredFile, store_name: str) -> InternalForm:
     """The internal form of requirement 1, field for field; the place says what is true."""
     digest = file.checksum_sha256.hex()
@@ -277,21 +188,6 @@ def internal(file: StoredFile, store_name: str) -> InternalForm:
     }
 
 
-def pending_upload(upload: PendingUpload, *, opening: bool) -> UploadForm:
-    """An upload as the tenant that asked for it sees it, with or without what opens it."""
-    return {
-        "upload_id": upload.upload_id,
-        "upload_token": upload.upload_token if opening else None,
-        "event_name": upload.event_name,
-        "callback_url": upload.callback_url,
-        "retention_policy": upload.retention_policy,
-        "workflow_run_id": upload.workflow_run_id,
-        "tenant_id": upload.tenant_id,
-        "created_by": upload.created_by,
-        **upload_shown(upload),
-    }
-
-
 def callback(delivery: Delivery) -> CallbackForm:
     """A callback as the tenant that asked for it sees it."""
     due_at = delivery.next_attempt_at
@@ -301,35 +197,6 @@ def callback(delivery: Delivery) -> CallbackForm:
         "attempts": delivery.attempts,
         "last_error": delivery.last_error,
         "next_attempt_at": None if due_at is None else rfc3339(due_at),
-    }
-
-
-def upload_shown(upload: PendingUpload) -> ShownUploadForm:
-    """An upload as the holder of its link sees it: what is wanted, and how it stands."""
-    return {
-        "name": upload.name,
-        "prompt": upload.prompt,
-        "status": upload.status,
-        "allowed_types": upload.allowed_types,
-        "max_size_bytes": upload.max_size_bytes,
-        "max_files": upload.max_files,
-        "redirect_url": upload.redirect_url,
-        "created_at": rfc3339(upload.created_at),
-        "expires_at": rfc3339(upload.expires_at),
-        "completed_at": _time(upload.completed_at),
-    }
-
-
-def slot(file: UploadFile) -> SlotForm:
-    """A filled slot of a pending upload."""
-    digest = file.checksum_sha256
-    return {
-        "index": file.file_index,
-        "filename": file.filename,
-        "content_type": file.content_type,
-        "size_bytes": file.size_bytes,
-        "checksum_sha256": None if digest is None else digest.hex(),
-        "stored_at": rfc3339(file.stored_at),
     }
 
 
@@ -356,7 +223,7 @@ def partial(progress: Progress, base: str, token: str) -> PartialForm:
         "filename": progress.filename,
         "size_bytes": progress.length_bytes,
         "offset_bytes": progress.offset_bytes,
-        "expires_at": _time(progress.expires_at),
+        "expires_at": shown_time(progress.expires_at),
         "tus_url": base + tus_path(token, progress.partial_id),
     }
 
@@ -402,7 +269,3 @@ def fit_media_type(given: str) -> str | None:
     if len(given) <= _MEDIA_TYPE_CHARS_MAX and _MEDIA_TYPE.fullmatch(given):
         return given
     return None
-
-
-def _time(at_us: int | None) -> str | None:
-    return None if at_us is None else rfc3339(at_us)

@@ -11,6 +11,7 @@ import msgspec
 from cas.background import background_of
 from cas.config import Settings
 from cas.errors import CatalogError, CatalogFailed, IndexDamaged, StoreFull
+from cas.mirrored import mirrored_of
 from cas.probe import Probe
 from cas.store import Store
 from gateway import forms
@@ -60,7 +61,8 @@ class ReadyResource:
         """Whether this node should get traffic.
 
         503 while nothing can be committed, or while the disk is below `[store] min_free`. A
-        doubtful clock or a background process that does not beat is told in `degraded`.
+        doubtful clock, a background process that does not beat, or a target that is stalled
+        or fenced is told in `degraded`.
         What is wrong is told to the networks of `[gateway] metrics_from` only.
         """
         if self._watchers.include(req.env):
@@ -84,4 +86,7 @@ class ReadyResource:
     def _degraded(self) -> Iterator[str]:
         if trouble := self._store.clock_trouble():
             yield f"nothing expires: {trouble}"
-        yield from background_of(self._store.root, self._store.clock.now_us()).trouble()
+        background = background_of(self._store.root, self._store.clock.now_us())
+        yield from background.trouble()
+        for target in mirrored_of(self._store, background):
+            yield from target.stalled

@@ -15,7 +15,8 @@ import threading
 import time
 from typing import Final, final
 
-LINE_BYTES_MAX: Final = select.PIPE_BUF  # 4,096 on Linux: the longest write that is never split
+from cas.log_forms import LINE_BYTES_MAX, TextForm, line_of
+
 LINES_WAITING_MAX: Final = 10_000
 CLOSE_S: Final = 2.0  # what a stopping process waits for its last lines to be taken
 
@@ -37,7 +38,7 @@ class Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = self.format(record).encode()[: LINE_BYTES_MAX - 1] + b"\n"
+            line = line_of(self.formatter or TextForm(), record)
             if self._thread is not None:
                 self._waiting.put_nowait(line)
             elif self._takes_more():

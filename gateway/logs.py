@@ -15,27 +15,21 @@ Where the lines go, and that nobody waits for it, is `gateway.lines`.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import sys
 import threading
-import traceback
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Any, ClassVar, Final, final
+from typing import Any, ClassVar, Final, Literal, final
 
 import falcon
 from gunicorn.glogging import Logger
 
 from cas.config import LogSettings
-from gateway.lines import LINE_BYTES_MAX, Lines
+from cas.log_forms import form_of
+from gateway.lines import Lines
 from gateway.route_names import NO_ROUTE, route_name
 
-_TEXT_CHARS_MAX: Final = 400  # of any one field that a client chose
-_TRACE_CHARS_MAX: Final = 2_400
-# (field, trace) characters, tried in turn: one character may be six in JSON.
-_LIMITS: Final = ((_TEXT_CHARS_MAX, _TRACE_CHARS_MAX), (100, 900), (20, 100))
 _REQUEST: Final = "blobcask.request"  # where the WSGI environment holds the Falcon request
 
 _requests = logging.getLogger("blobcask.requests")
@@ -173,93 +167,25 @@ class RequestLog:
         return hashlib.blake2s(token.encode(), key=self._secret, digest_size=4).hexdigest()
 
 
-# --- forms of a line
+# --- where the lines go
 
 
-class _Form(logging.Formatter):
-    """What both forms of a line have in common: the facts of a record, without secrets."""
-
-    def facts(self, record: logging.LogRecord) -> dict[str, Any]:
-        req = getattr(_current, "req", None)
-        facts: dict[str, Any] = {
-            "at": datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            "level": record.levelname.lower(),
-            "pid": record.process,
-        }
-        if req is not None and "request_id" in req.context:
-            facts["request_id"] = req.context.request_id
-        given = getattr(record, "facts", None)
-        if given is not None:
-            return {**facts, "event": record.getMessage(), **given}
-        facts |= {"event": "message", "logger": record.name}
-        facts["message"] = redacted(record.getMessage())
-        if record.exc_info and record.exc_info[1] is not None:
-            facts["error"] = type(record.exc_info[1]).__name__
-            facts["trace"] = _middle_cut(redacted(_trace(record.exc_info[1])), _TRACE_CHARS_MAX)
-        return facts
+def line_form(name: Literal["json", "text"]) -> logging.Formatter:
+    """The form of the server's lines: without secrets, with the request that they are about."""
+    return form_of(name, redacted, _request_at_hand)
 
 
-@final
-class JsonForm(_Form):
-    """One JSON document a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        facts = self.facts(record)
-        # ASCII: what a client sent cannot steer the terminal of whoever reads.
-        for chars_max, trace_max in _LIMITS:
-            line = json.dumps(_shortened(facts, chars_max, trace_max))
-            if len(line) < LINE_BYTES_MAX:
-                return line
-        return json.dumps({name: facts[name] for name in ("at", "level", "pid", "event")})
-
-
-@final
-class TextForm(_Form):
-    """A line for people; a trace follows on lines of its own."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        facts = _shortened(self.facts(record), _TEXT_CHARS_MAX)
-        at, level, pid = facts.pop("at"), facts.pop("level"), facts.pop("pid")
-        trace = facts.pop("trace", "")
-        event = facts.pop("event")
-        told = facts.pop("message", event)
-        facts.pop("logger", None)
-        rest = " ".join(f"{name}={_plain(value)}" for name, value in facts.items())
-        line = f"{at} {level.upper():7} [{pid}] {_plain(told)} {rest}".rstrip()
-        if trace:
-            line += "".join(f"\n    {_plain(part)}" for part in trace.splitlines())
-        return line
-
-
-def _plain(value: object) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
-
-
-def _trace(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error))
-
-
-def _middle_cut(text: str, chars_max: int) -> str:
-    """`text` with its middle left out when it is long: a trace tells most at its ends."""
-    if len(text) <= chars_max:
-        return text
-    head = chars_max // 4
-    return f"{text[:head]}\n…\n{text[head - chars_max :]}"
-
-
-def _shortened(facts: dict[str, Any], chars_max: int, trace_max: int = _TRACE_CHARS_MAX) -> Any:
-    return {
-        name: _middle_cut(value, trace_max if name == "trace" else chars_max)
-        if isinstance(value, str)
-        else value
-        for name, value in facts.items()
-    }
+def _request_at_hand() -> dict[str, Any]:
+    req = getattr(_current, "req", None)
+    if req is None or "request_id" not in req.context:
+        return {}
+    return {"request_id": req.context.request_id}
 
 
 def install(settings: LogSettings) -> Lines:
     """Send all that this process logs to stderr, in the form that the settings want."""
     lines = Lines()
-    lines.setFormatter(JsonForm() if settings.format == "json" else TextForm())
+    lines.setFormatter(line_form(settings.format))
     root = logging.getLogger()
     root.handlers[:] = [lines]
     root.setLevel(logging.WARNING)

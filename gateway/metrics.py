@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, final
 
 import falcon
@@ -27,8 +27,11 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from cas import __version__
+from cas.background import TargetState
+from cas.clock import SECOND_US
 from cas.config import GatewaySettings
 from cas.errors import NotFound
+from cas.mirrored import Mirrored
 from cas.store import Store
 from cas.vitals import vitals_of
 from gateway.addresses import Watchers
@@ -41,8 +44,10 @@ from gateway.board import (
     CONNECTIONS,
     DROPPED,
     GROUPS,
+    HITS,
     IN_FLIGHT,
     METHODS,
+    MISSES,
     ROUTE_CELLS,
     STARTS,
     TIMES,
@@ -77,6 +82,9 @@ class _Traffic(Collector):
         yield self._counter("commit_groups", "Frames that workers wrote to the journal.", GROUPS)
         yield self._counter("commit_writes", "Writes in those frames.", WRITES)
         yield self._counter("log_lines_dropped", "Log lines that found no reader.", DROPPED)
+        yield self._counter("cache_hits", "Blobs that were here when they were read.", HITS)
+        told = "Blobs that had to be fetched from a target to be read."
+        yield self._counter("cache_misses", told, MISSES)
         info = {
             "version": __version__,
             "python": platform.python_version(),
@@ -151,15 +159,36 @@ class _Stored(Collector):
             oldest.add_metric((what,), queue.oldest_s)
         yield waiting
         yield oldest
+        yield from _mirror(vitals.targets)
+        if vitals.cache is not None:
+            told = "Bytes fetched from targets, since the background process started."
+            yield CounterMetricFamily(
+                "blobcask_cache_fetched_bytes", told, vitals.cache.fetched_bytes
+            )
+            told = "Blobs evicted, since the background process started."
+            yield CounterMetricFamily("blobcask_cache_evicted", told, vitals.cache.evicted)
+
+
+def _mirror(mirrored: Sequence[Mirrored]) -> Iterator[Metric]:
+    """How far each target has come; what only the background process knows is absent until
+    it has said it."""
+    for name, (told, value_of) in _TARGET_GAUGES.items():
+        family = GaugeMetricFamily(f"blobcask_target_{name}", told, labels=("target",))
+        for target in mirrored:
+            value = value_of(target)
+            if value is not None:
+                family.add_metric((target.name,), value)
+        yield family
 
 
 # Fields of Vitals: what the exposition says of them.
 _GAUGES: Final = {
     "logical_bytes": "Bytes of all files as named, each in full, with filled slots and partials.",
     "logical_files": "Files and filled slots of all tenants.",
-    "stored_bytes": "Bytes of all blobs, each once; those that wait for collection included.",
-    "stored_blobs": "Blobs.",
-    "stored_estimated": "1 where the blobs are too many to be counted, and both are estimates.",
+    "stored_bytes": "Bytes of all blobs here, each once; those to be collected included.",
+    "stored_blobs": "Blobs whose bytes are here.",
+    "evicted_bytes": "Bytes of the blobs that are at targets only.",
+    "evicted_blobs": "Blobs whose bytes are at targets only, or missing there too.",
     "uploads_pending": "Uploads that wait for files; counted up to 1,000.",
     "partial_bytes": "Bytes of resumable uploads that are not finished.",
     "partials": "Resumable uploads that are not finished.",
@@ -175,6 +204,47 @@ _GAUGES: Final = {
     "background_runs": "1 while the background process runs.",
     "background_silent_seconds": "Since the background process's last sign of life.",
     "background_jobs_failing": "Its jobs that have failed three times in a row or more.",
+}
+
+
+_Of = Callable[[TargetState], float | None]
+
+
+def _known(value_of: _Of) -> Callable[[Mirrored], float | None]:
+    return lambda target: None if target.state is None else value_of(target.state)
+
+
+# blobcask_target_…: what the exposition says of it, and its value; None: not known.
+_TARGET_GAUGES: Final[Mapping[str, tuple[str, Callable[[Mirrored], float | None]]]] = {
+    "waiting": ("Copies that are still to be made.", lambda target: target.backlog.rows),
+    "waiting_bytes": ("Bytes of them.", lambda target: target.backlog.size_bytes),
+    "oldest_seconds": (
+        "For how long the oldest of them has waited; 0 where none waits.",
+        lambda target: target.backlog.oldest_us / SECOND_US,
+    ),
+    "catch_up_seconds": (
+        "How long they take at the rate of the last minute.",
+        lambda target: target.catch_up_s,
+    ),
+    "copies_per_second": ("Copies made, over a minute.", _known(lambda state: state.rows_per_s)),
+    "bytes_per_second": ("Bytes copied, over a minute.", _known(lambda state: state.bytes_per_s)),
+    "metadata_behind_seconds": (
+        "How long the oldest change has waited that is not there; 0 where none waits.",
+        _known(lambda state: state.behind_us / SECOND_US),
+    ),
+    "canary_seconds": (
+        "Since the last canary came back.",
+        _known(lambda state: state.canary_us / SECOND_US if state.canary_worked else None),
+    ),
+    "fenced": (
+        "1 while nothing may be written there, because it is another node's.",
+        _known(lambda state: int(bool(state.fenced))),
+    ),
+    "down": (
+        "1 while it is left alone, because it fails.",
+        _known(lambda state: int(bool(state.down))),
+    ),
+    "stalled": ("1 while it counts as stalled.", lambda target: int(bool(target.stalled))),
 }
 
 

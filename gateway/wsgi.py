@@ -27,6 +27,7 @@ from gateway.counters import Counters
 from gateway.logs import GunicornLog, RequestLog, install
 from gateway.observer import Observer
 from gateway.peers import Peers
+from gateway.pool import outside_slot
 from gateway.worker import HEAD_BYTES_MAX
 
 KEEPALIVE_S: Final = 15
@@ -218,7 +219,8 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
     def load(self) -> Any:
         """Called by gunicorn in each worker, after the fork."""
-        self._store = Store.open(self._settings.store.root, self._settings)
+        root = self._settings.store.root
+        self._store = Store.open(root, self._settings, waiting=outside_slot)
         meter = Meter(self._board, self._slot, self._store, self._lines)
         log = RequestLog(self._settings.log, self._keys.signing[-1])
         self._observer = Observer(meter, log)

@@ -6,8 +6,13 @@
     deliveries    sends what is due          callbacks      one signed POST
     destinations  which addresses may be called             names     resolving without waiting
     sweeping      sweep, forget, collect, upkeep            scrubbing     reads all blobs again
-    cli           replicate run, once, status
+    targets       the seam to the places that blobs go to: folder, s3
+    links         opens them                 reaching, probe       what each honours
+    mirror        copies blobs               removing, verify      deletes, compares
+    shipping      the journal, under fence   restoring, drilling   the way back
+    fetching      brings evicted bytes       evicting, healing     lets go, brings back
+    canary, signs whether all of it works    cli                   blobcask replicate
 
-The only package with asyncio. It meets the gateway in the catalog and nowhere else. The
-mirror of blobs and journal will be jobs of it; they are not built yet.
+The only package with asyncio. It meets the gateway in the catalog, in ROOT's files and on
+ROOT/replicator.sock, and nowhere else.
 """

@@ -22,7 +22,9 @@ from typing import Final, final
 from cas.callbacks import tenant_secret
 from cas.catalog import Snapshot
 from cas.deliveries import Outcome, due, due_of, payload_of, record_attempt, waiting_tenant
+from cas.errors import Conflict
 from cas.records import FAILED, Delivery
+from cas.restored import waits_for_acceptance
 from cas.store import Store
 from replicator.callbacks import Sender
 from replicator.names import TooManyQuestions
@@ -95,6 +97,8 @@ class SendDeliveries:
         """What to start now, and whether more than a few are due."""
         places = _Places(self._flying.values())
         with self._store.catalog.read() as snapshot:
+            if waits := waits_for_acceptance(snapshot):
+                raise Conflict(f"nothing was sent: {waits}")
             few = due(snapshot, now_us, _FEW)
             if len(few) < _FEW:
                 places.offer(few)

@@ -12,16 +12,16 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, Protocol, final
+from typing import Final, Protocol, final, runtime_checkable
 
 from cas.background import JobState
 from cas.errors import BlobcaskError, CatalogClosed, CatalogFailed, Damaged
 
 BACKOFF_S: Final = 1.0  # after the first failure in a row; doubled after each more
-BACKOFF_S_MAX: Final = 300.0
+BACKOFF_S_MAX: Final = 60.0  # what was down for days is found again within a minute
 JITTER: Final = 0.2  # of every wait, up or down: jobs of many stores must not march in step
 # Only opening the store anew heals these, so the process ends and is started again.
-_ENDING: Final = (CatalogFailed, CatalogClosed, Damaged)
+ENDING: Final = (CatalogFailed, CatalogClosed, Damaged)
 
 _log = logging.getLogger("blobcask.replicator")
 
@@ -49,6 +49,15 @@ class Job(Protocol):
         ...
 
 
+@runtime_checkable
+class Stoppable(Protocol):
+    """A job with steps that take long, and end in the middle when they are told to."""
+
+    def stop(self) -> None:
+        """End the step that is under way. Called once, by the event loop's thread."""
+        ...
+
+
 @final
 class Loop:
     """Runs jobs. `states` tells how each is, for whoever wants to know."""
@@ -73,10 +82,11 @@ class Loop:
         """
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._tell(stop), name="stop")
                 for job in self._jobs:
                     group.create_task(self._run(job, stop), name=job.name)
         except BaseExceptionGroup as failed:
-            raise _first(failed) from None
+            raise first_of(failed) from None
         finally:
             for job in self._jobs:
                 await job.close()
@@ -88,8 +98,15 @@ class Loop:
             while (more := await self._step(job)) is True:
                 pass
             well = well and more is not None
+        for job in {id(job): job for job in self._jobs}.values():  # one may be there twice
             await job.close()
         return well
+
+    async def _tell(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        for job in self._jobs:
+            if isinstance(job, Stoppable):
+                job.stop()
 
     async def _run(self, job: Job, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -108,7 +125,7 @@ class Loop:
         state.begun(now_us)
         try:
             more = await job.step(now_us)
-        except _ENDING:
+        except ENDING:
             raise
         except Exception as error:  # noqa: BLE001  one job's trouble is not the others'
             if state.failed(self._now_us(), error):
@@ -120,12 +137,14 @@ class Loop:
 
     def _backoff_s(self, job: Job) -> float:
         doublings = min(self.states[job.name].failures - 1, 16)
-        return min(max(BACKOFF_S, job.interval_s) * 2.0**doublings, BACKOFF_S_MAX)
+        backoff_s = min(max(BACKOFF_S, job.interval_s) * 2.0**doublings, BACKOFF_S_MAX)
+        return max(job.interval_s, backoff_s)  # failing, it is not done more often
 
 
-def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_of(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first, out of its groups."""
     first = failed.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def _is_plain(error: Exception) -> bool:

@@ -1,4 +1,4 @@
-"""The jobs that end what is over: sweep, forget, collect, upkeep. Each step is a bounded batch.
+"""The jobs that end what is over: date, sweep, forget, collect, upkeep, a bounded batch a step.
 
 They do what the verbs of the same names do, with the same plans, and nothing while the
 clock is not to be believed (invariant 10): that is an error of the job, which `replicate
@@ -11,8 +11,10 @@ import asyncio
 from typing import Final, final
 
 from cas.clock import SECOND_US
+from cas.dating import date, keep_up
 from cas.deliveries import forget, plan_forgetting
 from cas.errors import Conflict
+from cas.restored import waits_for_acceptance
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
 
@@ -20,10 +22,39 @@ _BATCH: Final = 1000  # of each kind a step: about a second
 
 
 def refuse_wrong_clock(store: Store) -> None:
-    """Raise Conflict while nothing may be judged by the clock (invariant 10)."""
-    trouble = store.clock_trouble()
+    """Raise Conflict while nothing may be judged by the clock (invariant 10), or the store is
+    as of an earlier time and nobody has accepted that yet."""
+    with store.catalog.read() as snapshot:
+        trouble = waits_for_acceptance(snapshot)
+    trouble = trouble or store.clock_trouble()
     if trouble:
         raise Conflict(f"nothing was removed: {trouble}")
+
+
+@final
+class Date:
+    """Dates what was stored while the clock was in doubt, as soon as it is not (invariant 10).
+
+    Also lets catalog time keep up with the clock where nothing else is written.
+    """
+
+    name: Final = "date"
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.interval_s = store.settings.sweeper.interval / SECOND_US
+
+    async def step(self, _now_us: int) -> bool:
+        """One batch; True when it dated something, so that there may be more."""
+        return await asyncio.to_thread(self._date)
+
+    def _date(self) -> bool:
+        store = self._store
+        keep_up(store.catalog, store.clock, store.settings.sweeper.max_clock_gap)
+        return bool(date(store.catalog))
+
+    async def close(self) -> None:
+        """Nothing is left open between steps."""
 
 
 @final

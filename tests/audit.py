@@ -24,7 +24,9 @@ from cas.records import (
     Blob,
     Partial,
     Record,
+    Replica,
     StoredFile,
+    Total,
     UploadFile,
     Usage,
 )
@@ -73,6 +75,22 @@ def usage_counted(snapshot: LmdbSnapshot) -> dict[str, Usage]:
     }
 
 
+def totals_counted(snapshot: LmdbSnapshot) -> dict[str, Total]:
+    """What all blobs and rows add up to, by the records themselves."""
+    count: Counter[str] = Counter()
+    size_bytes: Counter[str] = Counter()
+    for record in records_in(snapshot):
+        if isinstance(record, Blob):
+            name = "blobs:here" if record.local else "blobs:elsewhere"
+        elif isinstance(record, Replica) and record.queue is not None:
+            name = f"backlog:{record.queue}"
+        else:
+            continue
+        count[name] += 1
+        size_bytes[name] += record.size_bytes
+    return {name: Total(name, count[name], size_bytes[name]) for name in count}
+
+
 def audit(
     store: Store,
     *,
@@ -93,6 +111,8 @@ def audit(
         counted = references_counted(snapshot)
         used = {use.tenant_id: use for use in records_in(snapshot) if isinstance(use, Usage)}
         assert used == usage_counted(snapshot), "the usage of a tenant is counted wrongly"
+        totals = {one.name: one for one in records_in(snapshot) if isinstance(one, Total)}
+        assert totals == totals_counted(snapshot), "a total is counted wrongly"
         entries = sum(1 for _ in snapshot.entries())
         expected = sum(
             1
@@ -117,7 +137,7 @@ def audit(
         spoilt |= {path.name for path in (store.root / "objects").glob("*/*")} - named
     on_disk = proven(store.root, frozenset(spoilt))
     for digest, blob in blobs.items():
-        if blob.state == DELETING or digest in missing | damaged:
+        if blob.state == DELETING or digest in missing | damaged or not blob.local:
             continue
         if digest in absent and digest.hex() not in on_disk:
             continue
@@ -159,7 +179,7 @@ def assert_readable(store: Store, files: dict[str, Digest]) -> None:
         if file is None or file.checksum_sha256 != digest:
             lost.append(f"{file_id}: no record")
             continue
-        with open(store.open_blob(digest), "rb") as stream:
+        with open(store.opener.here(digest), "rb") as stream:
             if digest_of(stream.read()) != digest:
                 lost.append(f"{file_id}: wrong bytes")
     assert not lost, f"{len(lost)} of {len(files)} acknowledged files are lost: {lost[:5]}"

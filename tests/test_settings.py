@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cas.config import (
     Key,
     Settings,
+    TargetSettings,
     load_settings,
     parse_duration,
     parse_size,
@@ -116,8 +117,15 @@ def test_units_are_worth_what_they_say() -> None:
         ("store", "min_free", "64mib", "'mib' is no unit"),
         ("store", "root", "", "empty"),
         ("catalog", "checkpoint_every", "1KiB", "at least 1MiB"),
-        ("uploads", "storage_type", "s3", "comes with the mirror"),
-        ("uploads", "storage_type", "tape", "use 'local'"),
+        ("uploads", "storage_type", "tape", "use 'local', 's3' or 'gcs'"),
+        ("uploads", "s3_use_ssl", "yes", "use 'true' or 'false'"),
+        ("uploads", "s3_endpoint", "ftp://s3.example.org", "not a URL"),
+        ("replicator", "targets", "Off Site", "no name of a target"),
+        ("replicator", "targets", "a__b", "no name of a target"),
+        ("replicator", "targets", "a-b, a_b", "the same"),
+        ("replicator", "targets", "a, a", "the same"),
+        ("replicator", "stalled_after", "1s", "at least 1m"),
+        ("cache", "max_size", "1GB", "'GB' is no unit"),
         ("uploads", "default_retention_days", "0", "at least 1"),
         ("uploads", "default_retention_days", "30d", "not a whole number"),
         ("uploads", "max_file_size_mb", "-1", "not a whole number"),
@@ -231,6 +239,179 @@ def test_no_message_and_no_log_shows_a_secret(ini: Path) -> None:
     assert "jwt_secret=***" in repr(settings)
 
 
+# --- targets
+
+OFFSITE = "[replicator]\ntargets = offsite\n[target:offsite]\n"
+BUCKET = f"{OFFSITE}kind = s3\nbucket = blobs\n"
+
+
+def test_a_target_is_what_its_section_says(ini: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s3cr3t\n")
+    ini.write_text(
+        f"{BUCKET}endpoint = https://s3.example.org/\nprefix = /a/b/\naccess_key = me\n"
+        f"secret_key_file = {tmp_path / 'secret'}\naddressing = path\nsse = aws:kms\n"
+    )
+    assert load_settings(ini, {}).targets == (
+        TargetSettings(
+            name="offsite",
+            kind="s3",
+            endpoint="https://s3.example.org",
+            bucket="blobs",
+            prefix="a/b",
+            access_key="me",
+            secret_key="s3cr3t",
+            addressing="path",
+            sse="aws:kms",
+        ),
+    )
+
+
+def test_targets_stand_in_the_order_of_their_names_in_the_list(ini: Path) -> None:
+    ini.write_text(
+        "[target:b]\nkind = folder\npath = /b\n[target:a]\nkind = folder\npath = /a\n"
+        "[replicator]\ntargets = b, a\n"
+    )
+    assert [target.name for target in load_settings(ini, {}).targets] == ["b", "a"]
+
+
+def test_the_environment_makes_a_target_and_wins_over_its_section(ini: Path) -> None:
+    environ = {
+        "BLOBCASK_REPLICATOR__TARGETS": "off-site",
+        "BLOBCASK_TARGET_OFF_SITE__KIND": "folder",
+        "BLOBCASK_TARGET_OFF_SITE__PATH": "/mnt/b",
+    }
+    made = TargetSettings(name="off-site", kind="folder", path=Path("/mnt/b"))
+    assert load_settings(None, environ).targets == (made,)
+    ini.write_text("[target:off-site]\npath = /mnt/a\n")
+    assert load_settings(ini, environ).targets == (made,)
+
+
+def test_no_text_form_shows_what_a_target_is_spoken_to_with(ini: Path) -> None:
+    ini.write_text(f"{BUCKET}access_key = me\nsecret_key = hunter2\nsession_token = hunter3\n")
+    shown = repr(load_settings(ini, {}))
+    assert "hunter" not in shown
+    assert "secret_key=***" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "section", "key", "reason"),
+    [
+        ("[replicator]\ntargets = offsite\n", "target:offsite", "kind", "'folder' or 's3'"),
+        ("[target:offsite]\nkind = s3\n", "target:offsite", "kind", "unknown section"),
+        (f"{OFFSITE}kind = tape\n", "target:offsite", "kind", "use 'folder' or 's3'"),
+        (f"{OFFSITE}kind = folder\n", "target:offsite", "path", "needs it"),
+        (f"{OFFSITE}kind = folder\npath = data/copy\n", "target:offsite", "path", "in ROOT"),
+        (f"{OFFSITE}kind = folder\npath = /a\nbucket = b\n", "target:offsite", "bucket", "no use"),
+        (f"{OFFSITE}kind = s3\n", "target:offsite", "bucket", "needs it"),
+        (f"{BUCKET}path = /a\n", "target:offsite", "path", "no use"),
+        (f"{BUCKET}prefix = a//b\n", "target:offsite", "prefix", "empty part"),
+        (f"{BUCKET}prefix = a/../b\n", "target:offsite", "prefix", ".."),
+        (f"{BUCKET}access_key = me\n", "target:offsite", "secret_key", "belong together"),
+        (f"{BUCKET}secret_key = x\n", "target:offsite", "access_key", "belong together"),
+        (f"{BUCKET}session_token = x\n", "target:offsite", "session_token", "access_key"),
+        (
+            f"{BUCKET}access_key = me\nsecret_key = x\nprofile = p\n",
+            "target:offsite",
+            "profile",
+            "both given",
+        ),
+        (f"{BUCKET}sse_kms_key = x\n", "target:offsite", "sse_kms_key", "aws:kms"),
+        (f"{BUCKET}buckets = x\n", "target:offsite", "buckets", "did you mean 'bucket'"),
+        ("[cache]\nmax_size = 1GiB\n", "cache", "max_size", "without a target"),
+    ],
+)
+def test_a_target_that_cannot_be_is_refused(
+    ini: Path, text: str, section: str, key: str, reason: str
+) -> None:
+    error = refusal(ini, text)
+    assert (error.section, error.key) == (section, key)
+    assert reason in error.reason
+
+
+def test_two_targets_at_one_place_are_refused(ini: Path) -> None:
+    text = (
+        "[replicator]\ntargets = a, b\n[target:a]\nkind = s3\nbucket = x\n"
+        "[target:b]\nkind = s3\nbucket = x\n"
+    )
+    assert "the same place as 'a'" in refusal(ini, text).reason
+    ini.write_text(f"{text}prefix = other\n")
+    assert len(load_settings(ini, {}).targets) == 2
+
+
+# --- storage_type = s3
+
+MINIO = {
+    "STORAGE_TYPE": "s3",
+    "S3_ENDPOINT_URL": "http://127.0.0.1:9000",
+    "S3_ACCESS_KEY_ID": "minioadmin",
+    "S3_SECRET_ACCESS_KEY": "minioadmin",
+    "S3_BUCKET_NAME": "workflow-files",
+    "S3_REGION": "us-east-1",
+    "S3_USE_SSL": "false",
+}
+
+
+def test_the_names_of_other_tools_make_the_target_primary() -> None:
+    settings = load_settings(None, MINIO)
+    assert settings.uploads.storage_type == "s3"
+    assert settings.targets == (
+        TargetSettings(
+            name="primary",
+            kind="s3",
+            endpoint="http://127.0.0.1:9000",
+            bucket="workflow-files",
+            access_key="minioadmin",
+            secret_key="minioadmin",
+        ),
+    )
+
+
+def test_google_is_one_more_s3_server() -> None:
+    environ = {"STORAGE_TYPE": "gcs", "S3_BUCKET_NAME": "b", "S3_REGION": "us-central1"}
+    settings = load_settings(None, environ)
+    assert settings.uploads.storage_type == "s3"
+    (primary,) = settings.targets
+    assert primary.endpoint == "https://storage.googleapis.com"
+    assert primary.region == "us-central1"
+
+
+def test_our_own_names_win_over_those_of_other_tools_and_these_over_the_file(ini: Path) -> None:
+    ini.write_text("[uploads]\nstorage_type = s3\ns3_bucket = file\ns3_region = file\n")
+    environ = {"S3_BUCKET_NAME": "theirs", "S3_REGION": "theirs"}
+    environ["BLOBCASK_UPLOADS__S3_REGION"] = "ours"
+    (primary,) = load_settings(ini, environ).targets
+    assert (primary.bucket, primary.region) == ("theirs", "ours")
+
+
+@pytest.mark.parametrize(
+    ("use_ssl", "scheme"), [("true", "https"), ("false", "http"), ("", "https")]
+)
+def test_an_endpoint_without_a_scheme_is_spoken_to_with_tls_unless_told(
+    use_ssl: str, scheme: str
+) -> None:
+    environ = MINIO | {"S3_ENDPOINT_URL": "127.0.0.1:9000", "S3_USE_SSL": use_ssl}
+    assert load_settings(None, environ).targets[0].endpoint == f"{scheme}://127.0.0.1:9000"
+
+
+def test_tls_that_the_endpoint_excludes_is_refused() -> None:
+    with pytest.raises(InvalidSetting, match="in the clear"):
+        load_settings(None, MINIO | {"S3_USE_SSL": "true"})
+
+
+def test_the_section_of_primary_says_more_and_not_otherwise(ini: Path) -> None:
+    text = "[uploads]\nstorage_type = s3\ns3_bucket = b\n[target:primary]\n"
+    ini.write_text(f"{text}prefix = edge-7\naddressing = virtual\n")
+    (primary,) = load_settings(ini, {}).targets
+    assert (primary.kind, primary.bucket, primary.prefix) == ("s3", "b", "edge-7")
+    assert "the place of this setting" in refusal(ini, f"{text}bucket = c\n").reason
+    assert "kind = s3" in refusal(ini, f"{text}kind = folder\n").reason
+
+
+def test_s3_without_a_bucket_is_refused() -> None:
+    with pytest.raises(InvalidSetting, match="s3_bucket"):
+        load_settings(None, {"STORAGE_TYPE": "s3"})
+
+
 # --- the documentation
 
 _COMMENTED_KEY = re.compile(r"#([a-z0-9_]+) =(?: (.*))?")
@@ -279,8 +460,16 @@ def test_the_documentation_of_a_key_is_true(key: Key) -> None:
 
 def test_the_documentation_is_itself_a_file_that_changes_nothing(ini: Path) -> None:
     assert load_settings(DOCUMENTATION, {}) == Settings()
-    ini.write_text(re.sub(r"(?m)^#(?=[a-z0-9_]+ =)", "", DOCUMENTATION.read_text()))
-    assert load_settings(ini, {}) == Settings()
+    written = re.sub(r"(?m)^#(?=[a-z0-9_]+ =)", "", DOCUMENTATION.read_text())
+    # All keys of a section that is nobody's cannot be in force: they are read as somebody's.
+    written = written.replace("[target:NAME]", "[target:offsite]")
+    written = written.replace("\ntargets =\n", "\ntargets = offsite\n")
+    ini.write_text(re.sub(r"\n(kind|path) =\n", r"\n\1 = folder\n", written))
+    settings = load_settings(ini, {})
+    offsite = TargetSettings(name="offsite", kind="folder", path=Path("folder"))
+    assert settings.targets == (offsite,)
+    replicator = msgspec.structs.replace(settings.replicator, targets=())
+    assert msgspec.structs.replace(settings, targets=(), replicator=replicator) == Settings()
 
 
 def test_settings_cannot_be_changed() -> None:

@@ -93,6 +93,12 @@ class Transaction(Snapshot, Protocol):
         """Catalog time: never goes back, not even across restarts (invariant 10)."""
         ...
 
+    @property
+    def believed(self) -> bool:
+        """Whether the clock was believed. Else `now_us` stands still: a term that begins
+        now must not be counted from it (see `cas.dating`)."""
+        ...
+
     def insert(self, record: Record) -> None:
         """Add a record; raises RecordExists when its key or a unique value is taken.
 

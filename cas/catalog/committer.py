@@ -28,7 +28,7 @@ from cas.catalog.layout import SCHEMA, add_state
 from cas.catalog.lmdb import DAMAGE, Index
 from cas.catalog.recovery import SHORTAGE, Folders, roll_forward
 from cas.catalog.transaction import LmdbTransaction
-from cas.clock import Clock, advance
+from cas.clock import Clock, Reading, read
 from cas.durable import Disk
 from cas.errors import (
     BlobcaskError,
@@ -211,7 +211,7 @@ class Committer:
         self, group: lmdb.Transaction[bytes], head: Head, batch: list[Pending], taken: list[Pending]
     ) -> Frame:
         position = head.position
-        at_us = self._time(position.at_us)
+        time = self._time(position.at_us)
         state, size = position.state, 0
         writes: list[Write] = []
         for pending in batch:
@@ -219,7 +219,7 @@ class Committer:
                 break
             taken.append(pending)
             child = self._index.begin_child(group)
-            transaction = LmdbTransaction(child, at_us)
+            transaction = LmdbTransaction(child, time.at_us, believed=time.believed)
             try:
                 pending.result = pending.change(transaction)
                 transaction.finish()
@@ -233,14 +233,14 @@ class Committer:
                 size += sum(len(key) + len(raw or b"") for _, key, raw in ops)
                 state = add_state(state, transaction.delta)
                 writes.append(Write(pending.actor, pending.request_id, ops))
-        return Frame(position.epoch, position.seq + 1, at_us, position.chain, state, writes)
+        return Frame(position.epoch, position.seq + 1, time.at_us, position.chain, state, writes)
 
-    def _time(self, last_us: int) -> int:
+    def _time(self, last_us: int) -> Reading:
         """Catalog time of the next frame (invariant 10)."""
         accepted, self._accept_clock = self._accept_clock, False
         if accepted:
-            return max(last_us, self._clock.now_us())
-        return advance(self._clock, last_us, self._clock_gap_us_max)
+            return Reading(max(last_us, self._clock.now_us()), believed=True)
+        return read(self._clock, last_us, self._clock_gap_us_max)
 
     def _append(
         self,

@@ -21,6 +21,7 @@ from cas.catalog.bulk import Progress
 from cas.catalog.checkpoint import Checkpoint, checkpoints_in
 from cas.catalog.committer import Committer, Pending
 from cas.catalog.ground import Boot, Lock, mount_of, refuse_network
+from cas.catalog.history import Found, RawFrame, locate, raw_frames
 from cas.catalog.images import Head, put_head
 from cas.catalog.journal import Segment, Stop, Tail, read_frame, segments_in, valid_at_or_after
 from cas.catalog.layout import LAYOUT_OF_NUMBER, SCHEMA
@@ -444,6 +445,17 @@ class LocalCatalog:
     def commits(self) -> tuple[int, int]:
         """Groups committed by this process, and the writes in them."""
         return self._committer.groups, self._committer.writes
+
+    def locate(self, seq: int, chain: bytes) -> tuple[Found, Position]:
+        """Where a position lies to this journal, and the newest committed frame; see `locate`."""
+        with self.inspect() as snapshot:
+            head = snapshot.head
+        return locate(self._folders.journal, head, seq, chain), head.position
+
+    def raw_frames(self, seq: int, chain: bytes, place: tuple[Segment, int]) -> Iterator[RawFrame]:
+        """The committed frames after `seq`, as they are on disk; see `history.raw_frames`."""
+        newest = self.position()
+        return raw_frames(self._folders.journal, newest, seq, chain, place)
 
     def verify_state(self) -> Position:
         """Add up all records and entries; raises IndexDamaged when either is not as it must be.

@@ -87,12 +87,22 @@ class LmdbSnapshot:
         """Where the index stands; raises IndexDamaged when that cannot be read."""
         return read_head(self._txn)
 
-    def records(self) -> Iterator[tuple[Layout, bytes, bytes]]:
-        """Every (layout, packed primary key, record bytes), in order of table and key."""
+    def records(self, *kinds: type[Record]) -> Iterator[tuple[Layout, bytes, bytes]]:
+        """Every (layout, packed primary key, record bytes), in order of table and key.
+
+        Those of `kinds` alone, when any are named, in the order of their naming.
+        """
         with self._txn.cursor() as cursor:
-            for layout in LAYOUTS.values():
+            for layout in [LAYOUTS[kind] for kind in kinds] or LAYOUTS.values():
                 for key, value in _walk(cursor, layout.prefix, layout.prefix + _END, False):
                     yield layout, key[2:], unsealed(value, key)
+
+    def under(self, kind: type[Record], prefix: Key) -> Iterator[tuple[bytes, bytes]]:
+        """(packed primary key, record bytes) of those whose primary key begins with `prefix`."""
+        low = LAYOUTS[kind].prefix + pack(prefix)
+        with self._txn.cursor() as cursor:
+            for key, value in _walk(cursor, low, low + _END, False):
+                yield key[2:], unsealed(value, key)
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """Every entry of every unique key and index, as it stands."""

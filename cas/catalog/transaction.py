@@ -1,7 +1,8 @@
 """Transaction: one write of a group, and what the catalog keeps true by itself in it.
 
-Reference counts (invariant 3) and the usage of tenants change with the records that they
-count, in the same transaction and the same frame: no caller can forget them.
+Reference counts (invariant 3), the usage of tenants, totals, and the rows of blobs at
+targets (invariant 6) change with the records that they speak of, in the same transaction and
+the same frame: no caller can forget them, and none needs to know the configuration.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TypeVar, cast, final
 import lmdb
 import msgspec
 
+from cas import rows
 from cas.catalog import Key
 from cas.catalog.images import encode, put_record
 from cas.catalog.layout import LAYOUTS, NO_SHARE, Layout, record_state
@@ -18,12 +20,26 @@ from cas.catalog.snapshot import LmdbSnapshot
 from cas.catalog.tuples import Value, pack
 from cas.digest import Digest
 from cas.errors import BlobDeleting, IndexDamaged, NotFound, RecordExists
-from cas.records import CONDEMNED, DELETING, LIVE, Blob, Record, Usage
+from cas.records import (
+    CONDEMNED,
+    DELETING,
+    LIVE,
+    TARGETS_MAX,
+    Blob,
+    Record,
+    Replica,
+    Target,
+    Total,
+    Usage,
+)
 
 R = TypeVar("R", bound=Record)
 
 _BLOBS = LAYOUTS[Blob]
 _USAGE = LAYOUTS[Usage]
+_TOTALS = LAYOUTS[Total]
+_TARGETS = LAYOUTS[Target]
+_REPLICAS = LAYOUTS[Replica]
 
 
 @final
@@ -51,18 +67,24 @@ class LmdbTransaction(LmdbSnapshot):
     encoded and indexed once.
     """
 
-    __slots__ = ("_now_us", "_waiting", "delta", "ops")
+    __slots__ = ("_believed", "_now_us", "_targets", "_waiting", "delta", "ops")
 
-    def __init__(self, txn: lmdb.Transaction[bytes], now_us: int) -> None:
+    def __init__(self, txn: lmdb.Transaction[bytes], now_us: int, *, believed: bool = True) -> None:
         super().__init__(txn)
+        self._believed = believed
         self._now_us = now_us
         self._waiting: dict[Layout, dict[bytes, _Waiting]] = {}
+        self._targets: list[str] | None = None  # their names, once somebody asked
         self.ops: dict[tuple[int, bytes], bytes | None] = {}
         self.delta = 0  # to the state digest
 
     @property
     def now_us(self) -> int:
         return self._now_us
+
+    @property
+    def believed(self) -> bool:
+        return self._believed
 
     def get(self, kind: type[R], *key: Value) -> R | None:
         return cast(R | None, self._current(LAYOUTS[kind], pack(key)).new)
@@ -138,12 +160,17 @@ class LmdbTransaction(LmdbSnapshot):
             self._refuse(layout, key, old, record, keys)
         self._count(layout, old, record)
         self._account(layout, old, record)
+        self._add_up(layout, old, record)
         current.new = record
         if layout.has_unique:
             # At once: its unique values must be taken when the next record asks for them.
             self._put(layout, key, current, keys)
-        else:
-            self._waiting.setdefault(layout, {})[key] = current
+            return
+        self._wait(layout, key, current)
+        if layout is _TARGETS:
+            self._targets = None
+        elif layout is _BLOBS and record is None:
+            self._release(cast(Blob, old))
 
     def _refuse(
         self,
@@ -172,6 +199,9 @@ class LmdbTransaction(LmdbSnapshot):
                 raise NotFound("blob", digest.hex())
             if digest not in held and blob.state == DELETING:
                 raise BlobDeleting(digest.hex())
+
+    def _wait(self, layout: Layout, key: bytes, current: _Waiting) -> None:
+        self._waiting.setdefault(layout, {})[key] = current
 
     def _settle(self, layout: Layout) -> None:
         """Put what waits of one table into the index."""
@@ -224,7 +254,9 @@ class LmdbTransaction(LmdbSnapshot):
             state=CONDEMNED if condemned else LIVE,
             condemned_at=self._now_us if condemned else None,
         )
-        self._waiting.setdefault(_BLOBS, {})[key] = current
+        self._wait(_BLOBS, key, current)
+        if not blob.refcount:
+            self._wish(blob)
 
     def _account(self, layout: Layout, old: Record | None, new: Record | None) -> None:
         """Keep `usage` equal to what the records of each tenant add up to."""
@@ -253,7 +285,69 @@ class LmdbTransaction(LmdbSnapshot):
         # from deleting.
         files, size_bytes = max(files, 0), max(size_bytes, 0)
         current.new = Usage(tenant_id, files, size_bytes) if files or size_bytes else None
-        self._waiting.setdefault(_USAGE, {})[key] = current
+        self._wait(_USAGE, key, current)
+
+    def _add_up(self, layout: Layout, old: Record | None, new: Record | None) -> None:
+        """Keep each `Total` equal to what the records add to it."""
+        if layout.adds is None:
+            return
+        before = None if old is None else layout.adds(old)
+        after = None if new is None else layout.adds(new)
+        if before == after:
+            return
+        if before is not None:
+            self._sum(before[0], -1, -before[1])
+        if after is not None:
+            self._sum(after[0], 1, after[1])
+
+    def _sum(self, name: str, count: int, size_bytes: int) -> None:
+        key = pack((name,))
+        current = self._current(_TOTALS, key)
+        total = cast(Total | None, current.new)
+        if total is not None:
+            count += total.count
+            size_bytes += total.size_bytes
+        # Below zero only after a miscount, as with usage.
+        count, size_bytes = max(count, 0), max(size_bytes, 0)
+        current.new = Total(name, count, size_bytes) if count or size_bytes else None
+        self._wait(_TOTALS, key, current)
+
+    def _wish(self, blob: Blob) -> None:
+        """Have a blob that has become live copied to each target (invariant 6)."""
+        for target in self._target_names():
+            key = pack((target, blob.digest))
+            current = self._current(_REPLICAS, key)
+            row = rows.wished(
+                cast(Replica | None, current.new),
+                target,
+                blob.digest,
+                blob.size_bytes,
+                self._now_us,
+                self.position.seq + 1,
+            )
+            self._set_row(key, current, row)
+
+    def _release(self, blob: Blob) -> None:
+        """Have the copies of a blob whose record goes deleted in their time."""
+        for target in self._target_names():
+            key = pack((target, blob.digest))
+            current = self._current(_REPLICAS, key)
+            row = cast(Replica | None, current.new)
+            if row is not None:
+                self._set_row(key, current, rows.released(row, self._now_us, self.position.seq + 1))
+
+    def _set_row(self, key: bytes, current: _Waiting, row: Replica | None) -> None:
+        if row is current.new:
+            return
+        self._add_up(_REPLICAS, current.new, row)
+        current.new = row
+        self._wait(_REPLICAS, key, current)
+
+    def _target_names(self) -> list[str]:
+        if self._targets is None:
+            found = self.range(Target, "", limit=TARGETS_MAX)
+            self._targets = [target.name for target in found]
+        return self._targets
 
 
 def _counted(old: Blob, new: Blob) -> Blob:

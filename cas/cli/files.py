@@ -27,10 +27,11 @@ from cas.cli.call import (
     table,
     tenant_option,
 )
-from cas.cli.forms import file_form, shown_time
+from cas.cli.forms import file_form
 from cas.durable import DISK
 from cas.errors import BlobDamaged, Conflict, Held
 from cas.files import Page, PutItem
+from cas.forms import shown_time
 from cas.records import StoredFile
 from cas.references import DIRECT_RUN, Reference, check_name, check_segment
 from cas.retention import parse_retention
@@ -230,6 +231,10 @@ def _files(call: Call, store: StoreView, reference: Reference, tenant: str | Non
     return call.files(store, tenant or reference.tenant_id)
 
 
+def _no_date(file: StoredFile) -> str:
+    return "never" if file.undated_at is None else "undated"
+
+
 def _umask() -> int:
     """The process's umask, which can only be read by setting it."""
     mask = os.umask(0o077)
@@ -271,7 +276,7 @@ def ls(
             lambda file: (
                 size(file.size_bytes),
                 shown_time(file.created_at) or "",
-                "held" if file.hold else shown_time(file.expires_at) or "never",
+                "held" if file.hold else shown_time(file.expires_at) or _no_date(file),
                 file.original_filename or file.name,
                 file.storage_ref,
             ),

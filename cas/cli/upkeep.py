@@ -10,18 +10,24 @@ import msgspec
 from cas.cli.call import Call, counted, dry_run_option, pass_call, read_value, size, table
 from cas.cli.exits import WrongFound
 from cas.config import parse_duration, parse_size
+from cas.dating import Dated, date_all
 from cas.doctor import examine
 from cas.errors import Conflict
 from cas.quotas import recount_usage
 from cas.rebuild import rebuild as rebuild_index
+from cas.restored import waits_for_acceptance
 from cas.scrub import Scrub
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
+from cas.totals import recount_totals
 
 
 def _refuse_wrong_clock(store: Store) -> None:
-    """Nothing is removed by a clock that is not to be believed (invariant 10)."""
-    trouble = store.clock_trouble()
+    """Nothing is removed by a clock that is not to be believed (invariant 10), nor before a
+    state of an earlier time is accepted."""
+    with store.catalog.read() as snapshot:
+        trouble = waits_for_acceptance(snapshot)
+    trouble = trouble or store.clock_trouble()
     if trouble:
         raise Conflict(f"nothing was removed: {trouble}")
 
@@ -43,6 +49,7 @@ def sweep(call: Call, dry_run: bool, accept_clock: bool) -> None:
     with call.open() as store:
         if accept_clock and not dry_run:
             store.accept_clock()
+        dated = Dated() if dry_run else date_all(store.catalog)
         _refuse_wrong_clock(store)
         while True:
             with store.catalog.read() as snapshot:
@@ -70,6 +77,7 @@ def sweep(call: Call, dry_run: bool, accept_clock: bool) -> None:
         "partials": ended_partials,
         "events": events,
         "leftovers": leftovers,
+        "dated": msgspec.to_builtins(dated),
         "references": references,
         "upload_ids": uploads,
         "partial_ids": partials,
@@ -77,6 +85,8 @@ def sweep(call: Call, dry_run: bool, accept_clock: bool) -> None:
     }
     call.answer(form, [*references, *uploads, *partials])
     done = "would be ended" if dry_run else "ended"
+    if dated:
+        call.say(f"{counted(dated.files, 'file')} that waited for the clock now have their end.")
     call.say(f"{counted(ended_files, 'file')} and {counted(ended_uploads, 'upload')} {done}.")
     if ended_partials or leftovers:
         unfinished = counted(ended_partials, "unfinished upload")
@@ -162,10 +172,10 @@ def rebuild(call: Call) -> None:
 @click.command()
 @pass_call
 def recount(call: Call) -> None:
-    """Count anew what each tenant stores, where the doctor found it wrong."""
+    """Count anew what tenants store, and all totals, where the doctor found them wrong."""
     with call.open() as store:
-        wrong = recount_usage(store.catalog)
-    call.answer({"mended": wrong}, [f"{counted(wrong, 'tenant')} had a wrong count"])
+        wrong = recount_usage(store.catalog) + recount_totals(store.catalog)
+    call.answer({"mended": wrong}, [f"{counted(wrong, 'sum')} had a wrong count"])
 
 
 @click.command()

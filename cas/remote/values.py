@@ -27,6 +27,7 @@ def stored_file(form: JSON) -> StoredFile:
         created_at=parse_rfc3339(form["created_at"]),
         created_by=form["created_by"],
         hold=form["hold"],
+        undated_at=_time(form.get("undated_since")),  # an older server does not tell
     )
 
 

@@ -77,7 +77,7 @@ def blob(store: Store, digest: Digest = DIGEST) -> Blob | None:
 
 
 def read(store: Store, digest: Digest = DIGEST) -> bytes:
-    with open(store.open_blob(digest), "rb") as stream:
+    with open(store.opener.here(digest), "rb") as stream:
         return stream.read()
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cas.clock import DAY_US, SystemClock, advance, believable, rfc3339
+from cas.clock import DAY_US, SLACK_US, Reading, SystemClock, advance, believable, read, rfc3339
 from tests.clocks import HandClock
 
 GAP_US = 30 * DAY_US
@@ -38,6 +38,18 @@ def test_time_goes_on_when_the_clock_is_believable(
     now_us: int, last_us: int, trusted: bool, after: int
 ) -> None:
     assert advance(HandClock(now_us, trusted), last_us, GAP_US) == after
+
+
+@pytest.mark.parametrize(
+    ("behind_us", "trusted", "believed"),
+    [(0, False, True), (SLACK_US, False, True), (SLACK_US + 1, False, False), (DAY_US, True, True)],
+)
+def test_terms_are_counted_from_a_time_that_is_right_or_too_late_at_worst(
+    behind_us: int, trusted: bool, believed: bool
+) -> None:
+    last_us = 100 * DAY_US
+    reading = read(HandClock(last_us - behind_us, trusted), last_us, GAP_US)
+    assert reading == Reading(last_us, believed)
 
 
 @given(times, times)

@@ -450,7 +450,7 @@ def test_a_file_whose_bytes_have_another_length_is_not_opened(
     with pytest.raises(BlobDamaged, match=f"{size_bytes} bytes of 3"):
         files.open(ref(file))
     with pytest.raises(BlobDamaged, match=f"{size_bytes} bytes of 3"):
-        store.open_blob(file.checksum_sha256, file.size_bytes)
+        store.opener.here(file.checksum_sha256, file.size_bytes)
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 

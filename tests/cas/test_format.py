@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from cas import replicas
 from cas.blobs import BlobFiles
 from cas.config import Settings, Size, StoreSettings
 from cas.digest import digest_of
 from cas.doctor import examine
 from cas.durable import DISK, Disk
 from cas.errors import BlobcaskError, StoreFull
-from cas.format import STEPS
+from cas.format import FORMAT_VERSION, STEPS
 from cas.quotas import usage_of
-from cas.records import PENDING, Mark, PendingUpload, UploadFile, Usage
+from cas.records import PENDING, Mark, PendingUpload, StoredFile, Total, UploadFile, Usage
 from cas.store import Store
+from cas.totals import blobs_here
 from tests.audit import assert_well, audit
 from tests.cas.disks import TracedDisk
 from tests.clocks import HandClock
@@ -29,6 +31,7 @@ SETTINGS = Settings(store=StoreSettings(min_free=Size(0)))
 # them deleted; an upload with two filled slots; one that was completed.
 JOURNAL = Path(__file__).with_name("version_1.log.gz")
 CONTENTS = (b"one", b"three", b"gone", b"slot zero", b"slot two!", b"done")
+HELD = (6, 34)  # the deleted file's blob waits for its grace
 USED = {"acme": Usage("acme", 4, 24), "other": Usage("other", 2, 9)}
 
 
@@ -58,9 +61,10 @@ def opened(root: Path, clock: HandClock, disk: Disk = DISK) -> Store:
 
 def assert_upgraded(root: Path, clock: HandClock) -> None:
     with opened(root, clock) as store:
-        assert (root / "VERSION").read_text() == "2\n"
+        assert (root / "VERSION").read_text() == f"{FORMAT_VERSION}\n"
         with store.catalog.read() as snapshot:
             assert {tenant: usage_of(snapshot, tenant) for tenant in USED} == USED
+            assert blobs_here(snapshot) == Total("blobs:here", *HELD)
         audit(store)
 
 
@@ -73,7 +77,7 @@ def test_a_store_of_format_1_opens_counted_and_with_all_it_held(
         assert_well(store)
         for tenant in USED:
             for file in store.files(tenant, "ada").list().items:
-                with open(store.open_blob(file.checksum_sha256), "rb") as stream:
+                with open(store.opener.here(file.checksum_sha256), "rb") as stream:
                     assert digest_of(stream.read()) == file.checksum_sha256
         files = store.files("acme", "ada").list(run="run-1", name="a.txt").items
         assert [file.workflow_run_id for file in files] == ["run-1"]
@@ -129,8 +133,8 @@ def test_slots_learn_their_tenant_in_several_writes(
     with opened(root, clock) as store:
         marked = [change for change in store.catalog.changes(0) if change.actor == "recount"]
         tables = [Counter(op[0] for op in change.ops) for change in marked]
-    assert [count[UploadFile] for count in tables] == [2, 1, 0]
-    assert [count[Mark] for count in tables] == [0, 0, 1]
+    assert [count[UploadFile] for count in tables] == [2, 1, 0, 0]
+    assert [count[Mark] for count in tables] == [0, 0, 1, 1]
     assert_upgraded(root, clock)
 
 
@@ -161,7 +165,7 @@ class FullDisk(Disk):
 def test_a_full_disk_gives_the_ballast_for_version(memory: Path, clock: HandClock) -> None:
     root = version_1(memory / "store")
     with opened(root, clock, FullDisk("VERSION", 1)) as store:
-        assert (root / "VERSION").read_text() == "2\n"
+        assert (root / "VERSION").read_text() == f"{FORMAT_VERSION}\n"
         assert store.files("acme", "ada").usage() == USED["acme"]
 
 
@@ -187,7 +191,7 @@ def test_a_step_that_finds_the_disk_full_runs_at_a_later_opening(
         patch.setitem(STEPS, "usage_counted", full)
         with opened(root, clock) as store:
             store.files("acme", "ada").put(b"x", name="x")
-    assert (root / "VERSION").read_text() == "2\n"
+    assert (root / "VERSION").read_text() == f"{FORMAT_VERSION}\n"
     with opened(root, clock) as store:
         assert store.files("acme", "ada").usage() == Usage("acme", 5, 25)
         audit(store)
@@ -196,6 +200,89 @@ def test_a_step_that_finds_the_disk_full_runs_at_a_later_opening(
 def test_the_doctor_says_that_an_older_format_is_upgraded(memory: Path, clock: HandClock) -> None:
     findings = list(examine(version_1(memory / "store"), SETTINGS))
     assert [finding.what for finding in findings if "format" in finding.what] == [
-        "the format is '1', not 2"
+        f"the format is '1', not {FORMAT_VERSION}"
     ]
     assert not [finding for finding in findings if finding.wrong]
+
+
+# --- format 2
+
+# Of the last version of format 2: acme's "one" and "three" (held), one that was deleted and an
+# open upload with a filled slot; other's "one".
+JOURNAL_2 = Path(__file__).with_name("version_2.log.gz")
+CONTENTS_2 = (b"one", b"three", b"gone", b"slot zero")
+
+
+def version_2(root: Path) -> Path:
+    """A store of format 2 as it comes from a copy: without an index."""
+    blobs = BlobFiles(root)
+    blobs.create()
+    journal = root / "catalog/journal"
+    journal.mkdir(parents=True)
+    journal.with_name("checkpoints").mkdir()
+    (journal / "1-00000000000000000001.log").write_bytes(gzip.decompress(JOURNAL_2.read_bytes()))
+    for content in CONTENTS_2:
+        blobs.path(digest_of(content)).write_bytes(content)
+    (root / "VERSION").write_text("2\n")
+    return root
+
+
+def assert_upgraded_2(root: Path, clock: HandClock) -> None:
+    with opened(root, clock) as store:
+        assert (root / "VERSION").read_text() == f"{FORMAT_VERSION}\n"
+        with store.catalog.read() as snapshot:
+            assert blobs_here(snapshot) == Total("blobs:here", 4, 21)
+            assert usage_of(snapshot, "acme") == Usage("acme", 3, 17)
+            (held,) = snapshot.range(StoredFile, "name", ("acme", "b"))
+        assert held.hold
+        audit(store)
+        assert_well(store)
+
+
+def test_a_store_of_format_2_opens_with_its_totals_counted(memory: Path, clock: HandClock) -> None:
+    root = version_2(memory / "store")
+    assert_upgraded_2(root, clock)
+    assert_upgraded_2(root, clock)
+
+
+def test_an_upgrade_from_format_2_that_stops_anywhere_is_done_by_the_next_opening(
+    memory: Path, clock: HandClock
+) -> None:
+    whole = TracedDisk()
+    opened(version_2(memory / "whole"), clock, whole).close()
+    for number, step in enumerate(whole.steps):
+        root = version_2(memory / f"{number}-{step}")
+        broken = TracedDisk(fail_at=number, code=errno.EIO)
+        with suppress(OSError, BlobcaskError):
+            opened(root, clock, broken).close()
+        assert broken.failed == step
+        if (root / "VERSION").read_text() == "2\n":
+            assert journal_of(root) == [gzip.decompress(JOURNAL_2.read_bytes())]
+        assert_upgraded_2(root, clock)
+
+
+def test_blobs_of_an_older_store_are_backfilled_to_a_first_target(
+    memory: Path, clock: HandClock
+) -> None:
+    with opened(version_2(memory / "store"), clock) as store:
+        replicas.register(store.catalog, [("dr", "folder /mnt/dr")])
+        while replicas.backfill(store.catalog, "dr", limit=1):
+            pass
+        with store.catalog.read() as snapshot:
+            due = {row.digest for row in replicas.due(snapshot, "dr", 0)}
+        assert due == {digest_of(data) for data in (b"one", b"three", b"slot zero")}
+        assert_well(store)
+
+
+def test_totals_that_writes_kept_before_the_count_are_stated_anew(
+    memory: Path, clock: HandClock
+) -> None:
+    root = version_2(memory / "store")
+    with opened(root, clock) as store:
+        store.files("acme", "ada").put(b"more", name="more")
+        store.catalog.write(lambda txn: txn.delete(Mark("totals_counted", "")))
+        store.catalog.write(lambda txn: txn.replace(Total("blobs:here", 1, 4)))
+    with opened(root, clock) as store:
+        with store.catalog.read() as snapshot:
+            assert blobs_here(snapshot) == Total("blobs:here", 5, 25)
+        audit(store)

@@ -134,7 +134,7 @@ def files(store: Store) -> list[str]:
 
 def bytes_of(store: Store, slot: UploadFile) -> bytes:
     assert slot.checksum_sha256 is not None
-    with open(store.open_blob(slot.checksum_sha256), "rb") as stream:
+    with open(store.opener.here(slot.checksum_sha256), "rb") as stream:
         return stream.read()
 
 

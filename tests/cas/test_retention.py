@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cas.clock import DAY_US, HOUR_US, rfc3339
 from cas.errors import InvalidRetention
-from cas.retention import FOREVER, longer, parse_retention
+from cas.retention import FOREVER, Retention, Term, parse_retention
 
 NOW_US = 20_454 * DAY_US  # 2026-01-01
 
@@ -77,18 +77,49 @@ def test_every_expiry_can_be_kept_and_shown(text: str) -> None:
         assert rfc3339(expires_at)
 
 
-times = st.none() | st.integers(0, 1 << 62)
+policies = st.sampled_from(
+    [
+        parse_retention(text)
+        for text in (
+            *("hours:1", "hours:30", "days:2", "days:400", "forever"),
+            *(f"until:{year}-01-02T00:00:00Z" for year in (1999, 2026, 2030)),
+        )
+    ]
+)
+storings = st.lists(st.tuples(policies, st.booleans()), min_size=1, max_size=6)
 
 
-@given(times, times, times)
-def test_longer_is_a_maximum_with_never_on_top(
-    one: int | None, two: int | None, three: int | None
+def over_at(term: Term, dated_us: int) -> int | None:
+    return term.dated(dated_us).expires_at
+
+
+@given(storings, st.integers(0, 1 << 50))
+def test_what_is_stored_again_and_again_is_kept_for_the_longest(
+    storings: list[tuple[Retention, bool]], waited_us: int
 ) -> None:
-    assert longer(one, two) == longer(two, one)
-    assert longer(one, one) == one
-    assert longer(longer(one, two), three) == longer(one, longer(two, three))
-    assert longer(one, None) is None
-    assert longer(one, two) in (one, two)
+    """Counted from the dating where the clock was in doubt, and no policy without its expiry."""
+    dated_us = NOW_US + waited_us
+    term = None
+    for policy, believed in storings:
+        another = policy.term(NOW_US, believed=believed)
+        term = another if term is None else term.longer(another)
+    assert term is not None
+    ends = [policy.expires_at(NOW_US if believed else dated_us) for policy, believed in storings]
+    assert over_at(term, dated_us) == (None if None in ends else max(filter(None, ends)))
+    text = term.dated(dated_us).retention_policy
+    fitting = {policy.text for (policy, _), end in zip(storings, ends, strict=True)
+               if end == over_at(term, dated_us)}  # fmt: skip
+    assert text in fitting
+
+
+@given(policies, policies, st.booleans(), st.booleans())
+def test_while_undated_a_term_has_no_end(
+    one: Retention, two: Retention, first: bool, second: bool
+) -> None:
+    term = one.term(NOW_US, believed=first).longer(two.term(NOW_US, believed=second))
+    assert term.undated_at is None or term.expires_at is None
+    if term.undated_at is None:
+        assert term.dated(NOW_US + 1) == term
 
 
 def test_forever_is_one_value() -> None:

@@ -103,7 +103,7 @@ def test_bad_bytes_go_to_quarantine_and_the_next_upload_heals(store: Store, file
     assert Path(aside).read_bytes() == b"wrong"
     assert blob_of(store, file.checksum_sha256).missing_at is not None
     with pytest.raises(BlobMissing):
-        store.open_blob(file.checksum_sha256)
+        store.opener.here(file.checksum_sha256)
     assert files.put(b"right", name="x") == file
     assert store.blobs.path(file.checksum_sha256).read_bytes() == b"right"
     assert blob_of(store, file.checksum_sha256).missing_at is None

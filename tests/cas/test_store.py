@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cas.clock import DAY_US
+from cas.clock import DAY_US, HOUR_US
 from cas.config import Duration, Settings, Size, StoreSettings
 from cas.digest import digest_of
 from cas.durable import DISK, Disk
@@ -49,7 +49,7 @@ def test_a_store_is_made_in_a_new_an_empty_or_a_keyed_folder(
         with open_store(memory / name, clock) as store:
             ids.add(store.store_id())
             store.files("acme", "ada").put(b"abc", name="it")
-        assert (memory / name / "VERSION").read_text() == "2\n"
+        assert (memory / name / "VERSION").read_text() == "3\n"
     assert len(ids) == 4
 
 
@@ -62,7 +62,7 @@ def test_a_folder_with_something_else_in_it_is_refused_and_left_alone(
     assert [path.name for path in memory.iterdir()] == ["photo.jpg"]
 
 
-@pytest.mark.parametrize("text", ["3", "999", "one", "", "-1", "0", "1.0"])
+@pytest.mark.parametrize("text", ["4", "999", "one", "", "-1", "0", "1.0"])
 def test_another_format_is_refused(memory: Path, clock: HandClock, text: str) -> None:
     open_store(memory / "store", clock).close()
     (memory / "store/VERSION").write_text(text)
@@ -96,7 +96,7 @@ def test_another_process_that_makes_the_same_store_is_no_obstacle(
         open_store(root, clock).close()
     finally:
         patch.undo()
-    assert real(root / "VERSION") == "2\n"
+    assert real(root / "VERSION") == "3\n"
 
 
 def test_eight_processes_make_one_store(memory: Path) -> None:
@@ -158,6 +158,27 @@ def test_a_clock_that_leads_far_is_followed_once_it_is_accepted(
         store.accept_clock()
         assert store.clock_trouble() == ""
         assert files.put(b"three", name="it").created_at == clock.now_us()
+
+
+def test_time_that_is_asked_at_each_request_is_at_most_a_quarter_of_a_second_behind(
+    memory: Path, clock: HandClock
+) -> None:
+    with open_store(memory, clock) as store:
+        files = store.files("acme", "ada")
+        assert store.about_now_us() == clock.now_us()
+        clock.advance(1)
+        assert store.about_now_us() == clock.now_us()
+        last_us = files.put(b"one", name="it").created_at
+        clock.advance(-HOUR_US)
+        assert store.about_now_us() == last_us  # it never goes back, even within that time
+        clock.trusted = False
+        clock.advance(401 * DAY_US)
+        assert store.about_now_us() == last_us  # and does not follow a clock in doubt
+        store.accept_clock()
+        clock.advance(249_999)
+        assert store.about_now_us() == last_us  # what it looked at stands for so long
+        clock.advance(1)
+        assert store.about_now_us() == clock.now_us()
 
 
 def test_an_index_may_be_deleted_while_the_store_is_closed(memory: Path, clock: HandClock) -> None:

@@ -80,7 +80,7 @@ def sweep(store: Store) -> int:
 
 
 def read(store: Store, file: StoredFile) -> bytes:
-    with open(store.open_blob(file.checksum_sha256), "rb") as stream:
+    with open(store.opener.here(file.checksum_sha256), "rb") as stream:
         return stream.read()
 
 

@@ -25,11 +25,15 @@ from cas.records import (
     CONDEMNED,
     DELETING,
     LIVE,
+    WANTED,
     Blob,
     Event,
     Mark,
     Partial,
+    Replica,
     StoredFile,
+    Target,
+    Total,
     UploadFile,
     Usage,
 )
@@ -67,6 +71,14 @@ def insert(catalog: Catalog, *records: Any) -> None:
     def change(txn: Transaction) -> None:
         for record in records:
             txn.insert(record)
+
+    catalog.write(change)
+
+
+def remove(catalog: Catalog, *records: Any) -> None:
+    def change(txn: Transaction) -> None:
+        for record in records:
+            txn.delete(record)
 
     catalog.write(change)
 
@@ -548,6 +560,110 @@ def test_a_write_appends_one_image_of_each_usage(catalog: Catalog) -> None:
     catalog.write(swap)
     *_, change = catalog.changes(before + 1)
     assert Usage not in [op[0] for op in change.ops]
+
+
+# --- totals, and rows at targets
+
+
+def totals(catalog: Catalog) -> dict[str, tuple[int, int]]:
+    with catalog.read() as snapshot:
+        found = snapshot.range(Total, "")
+    return {total.name: (total.count, total.size_bytes) for total in found}
+
+
+def rows(catalog: Catalog) -> dict[tuple[str, Digest], Replica]:
+    with catalog.read() as snapshot:
+        found = snapshot.range(Replica, "", limit=EVERYTHING)
+    return {(row.target, row.digest): row for row in found}
+
+
+def test_totals_are_counted_by_the_catalog(catalog: Catalog) -> None:
+    insert(catalog, blob(A), blob(B, size_bytes=7), blob(C, local=False, size_bytes=2))
+    assert totals(catalog) == {"blobs:here": (2, 8), "blobs:elsewhere": (1, 2)}
+    catalog.write(lambda txn: txn.replace(blob(B, local=False, size_bytes=7)))
+    catalog.write(lambda txn: txn.delete(blob(C)))
+    assert totals(catalog) == {"blobs:here": (1, 1), "blobs:elsewhere": (1, 7)}
+    remove(catalog, blob(A), blob(B))
+    assert totals(catalog) == {}
+
+
+def test_a_total_of_empty_blobs_is_a_total(catalog: Catalog) -> None:
+    insert(catalog, blob(A, size_bytes=0))
+    assert totals(catalog) == {"blobs:here": (1, 0)}
+
+
+def test_a_write_sees_the_totals_that_it_makes(catalog: Catalog) -> None:
+    def change(txn: Transaction) -> None:
+        txn.insert(blob(A))
+        assert txn.get(Total, "blobs:here") == Total("blobs:here", 1, 1)
+        txn.delete(blob(A))
+        assert txn.range(Total, "") == []
+
+    catalog.write(change)
+
+
+def test_a_blob_gets_a_row_for_each_target_when_it_becomes_live(catalog: Catalog) -> None:
+    insert(catalog, Target("dr", "there", 1), Target("edge", "here", 1))
+    insert(catalog, blob(A, size_bytes=5))
+    assert rows(catalog) == {}
+    insert(catalog, file("1"))
+    before = rows(catalog)
+    assert set(before) == {("dr", A), ("edge", A)}
+    assert {row.queue for row in before.values()} == {"dr", "edge"}
+    assert totals(catalog)["backlog:dr"] == totals(catalog)["backlog:edge"] == (1, 5)
+    insert(catalog, file("2"))
+    remove(catalog, file("1"), file("2"))
+    insert(catalog, file("3"))
+    assert rows(catalog) == before, "one that was condemned and revived keeps its rows"
+
+
+def test_a_target_counts_from_the_write_that_adds_it(catalog: Catalog) -> None:
+    def change(txn: Transaction) -> None:
+        txn.insert(blob(A))
+        txn.insert(file("1", A))
+        txn.insert(Target("dr", "there", 1))
+        txn.insert(blob(B))
+        txn.insert(file("2", B))
+        assert txn.get(Replica, "dr", A) is None
+        assert [row.digest for row in txn.range(Replica, "blob", (B,))] == [B]
+        txn.delete(Target("dr", "there", 1))
+        txn.insert(blob(C))
+        txn.insert(file("3", C))
+
+    catalog.write(change)
+    assert set(rows(catalog)) == {("dr", B)}
+
+
+def test_rows_of_a_blob_that_goes_are_removed_in_the_same_write(
+    catalog: Catalog, clock: HandClock
+) -> None:
+    insert(catalog, Target("dr", "there", 1), blob(A), file("1", A), blob(B), file("2", B))
+    catalog.write(
+        lambda txn: txn.replace(replace(rows(catalog)["dr", A], state=WANTED, attempts=1))
+    )
+    clock.advance(SECOND_US)
+    remove(catalog, file("1"), file("2"))
+    assert {row.removed_at for row in rows(catalog).values()} == {None}
+    remove(catalog, blob(A), blob(B))
+    (row,) = rows(catalog).values()
+    assert (row.digest, row.removed_at) == (A, clock.now_us()), "what nobody tried just goes"
+    assert "backlog:dr" not in totals(catalog)
+    insert(catalog, blob(A), file("3", A))
+    (row,) = rows(catalog).values()
+    assert (row.removed_at, row.queue, row.attempts) == (None, "dr", 1)
+
+
+def test_a_write_that_is_undone_leaves_no_row_and_no_total(catalog: Catalog) -> None:
+    insert(catalog, Target("dr", "there", 1))
+
+    def change(txn: Transaction) -> None:
+        txn.insert(blob(A))
+        txn.insert(file("1"))
+        raise Oops
+
+    with pytest.raises(Oops):
+        catalog.write(change)
+    assert (rows(catalog), totals(catalog)) == ({}, {})
 
 
 # --- one write is one write

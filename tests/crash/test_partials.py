@@ -159,7 +159,7 @@ def go_on(store: Store, token: str, partial_id: str, answered: int) -> None:
     assert link.append(partial_id, found.offset_bytes, rest).finished
     slot = next(slot for slot in link.slots() if slot.partial_id == partial_id)
     assert slot.checksum_sha256 is not None
-    with open(store.open_blob(slot.checksum_sha256), "rb") as stream:
+    with open(store.opener.here(slot.checksum_sha256), "rb") as stream:
         assert stream.read() == DATA
 
 

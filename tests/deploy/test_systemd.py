@@ -16,6 +16,7 @@ from tests.conftest import CHECKOUT
 DEPLOY = CHECKOUT / "deploy"
 UNITS = ("blobcask.service", "blobcask-replicator.service")
 SOCKET = "blobcask.socket"
+DROP_INS = tuple(f"{unit}.d" for unit in UNITS)
 PROGRAM = "/opt/blobcask/bin/blobcask"
 # What would break the store or its clock, and why it must stay out; see blobcask.service.
 FATAL = ("PrivatePIDs", "ProcSubset", "ProtectClock", "DynamicUser")
@@ -47,7 +48,8 @@ def test_systemd_finds_nothing_wrong(program: Callable[[str], str], tmp_path: Pa
         text = (DEPLOY / name).read_text().replace(PROGRAM, sys.executable)
         (tmp_path / name).write_text(text)
     shutil.copy(DEPLOY / SOCKET, tmp_path)
-    shutil.copytree(DEPLOY / "blobcask.service.d", tmp_path / "blobcask.service.d")
+    for folder in DROP_INS:
+        shutil.copytree(DEPLOY / folder, tmp_path / folder)
     paths = [str(tmp_path / name) for name in (*UNITS, SOCKET)]
     run = subprocess.run([analyze, "verify", *paths], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")

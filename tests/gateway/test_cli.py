@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from cas.store import Store
+from tests.clocks import wrong_clock
 from tests.conftest import CHECKOUT
 from tests.gateway.served import serving
 
@@ -22,6 +26,22 @@ def test_a_token_stands_alone_on_stdout_and_opens_the_server(root: Path) -> None
         assert made.stderr == ""
         (token,) = made.stdout.split()
         assert served.ask("GET", "/api/v1/storage", token=token).form["files"] == []
+
+
+@pytest.mark.parametrize("fake", ["-3650d", "+3650d"])
+def test_what_the_command_line_makes_under_a_wrong_clock_opens_the_server_under_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch, fake: str
+) -> None:
+    with Store.open(root) as store:
+        kept = store.files("default", "ada").put(b"bytes", name="kept")
+    for name, value in wrong_clock(fake).items():
+        monkeypatch.setenv(name, value)
+    with serving(root) as served:
+        token = served.token("admin")
+        listed = served.ask("GET", "/api/v1/storage", token=token)
+        assert listed.status == 200, listed.body
+        (url,) = blobcask(root, "url", kept.storage_ref, "--expires-in", "60").stdout.split()
+        assert served.ask("GET", "/d/" + url.partition("/d/")[2]).body == b"bytes"
 
 
 def test_a_token_needs_a_permission_that_exists(root: Path) -> None:

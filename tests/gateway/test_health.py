@@ -12,15 +12,18 @@ from typing import Any
 import falcon.testing
 import pytest
 
+from cas.background import Heartbeat, TargetState
 from cas.clock import DAY_US
 from cas.config import Settings, StoreSettings
 from cas.durable import Disk
 from cas.errors import CatalogFailed, IndexDamaged, StoreUnready
 from cas.keys import load_keys
 from cas.probe import Probe
+from cas.replicas import register
 from cas.store import Store
 from gateway.app import create_app
 from gateway.pool import Pool
+from replicator.heartbeat import Alone, write_heartbeat
 from tests.clocks import HandClock
 from tests.gateway.served import Served, serving
 
@@ -165,6 +168,23 @@ def test_a_background_process_that_does_not_run_degrades_but_serves(store: Store
     answer, _ = asked(store)
     assert answer.status_code == 200
     assert [what for what in answer.json["degraded"] if "no background process" in what]
+
+
+def test_a_stalled_mirror_degrades_with_the_reason_but_serves(root: Path, clock: HandClock) -> None:
+    far = TargetState("far", "folder /far", probed=True, fenced="another node ships")
+    with Store.open(root, clock=clock) as store:
+        register(store.catalog, [("far", "folder /far")])
+        place = Alone(root)
+        try:
+            assert place.take()
+            assert write_heartbeat(root, Heartbeat(1, 0, clock.now_us(), [], [far]))
+            answer, _ = asked(store)
+        finally:
+            place.close()
+    assert answer.json == {
+        "status": "ready",
+        "degraded": ["target far gets nothing from here: another node ships"],
+    }
 
 
 def test_a_stranger_is_told_whether_and_not_why(store: Store, disk: SwitchedDisk) -> None:

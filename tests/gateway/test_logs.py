@@ -18,13 +18,13 @@ import falcon.testing
 import pytest
 
 from cas.config import LogSettings
-from gateway.lines import LINE_BYTES_MAX, Lines
+from cas.log_forms import LINE_BYTES_MAX
+from gateway.lines import Lines
 from gateway.logs import (
     Answered,
-    JsonForm,
     Observed,
     RequestLog,
-    TextForm,
+    line_form,
     redacted,
 )
 from gateway.observer import ADDRESSES_MAX, QUIET_S, Refusals
@@ -255,18 +255,18 @@ def deep(levels: int) -> None:
 def test_an_error_with_its_trace_is_one_line_that_no_pipe_splits() -> None:
     with pytest.raises(ValueError, match="reason") as raised:
         deep(50)
-    line = JsonForm().format(record_of(raised.value))
+    line = line_form("json").format(record_of(raised.value))
     form = json.loads(line)
     assert "\n" not in line
     assert len(line) < LINE_BYTES_MAX
     assert (form["error"], form["message"]) == ("ValueError", "fault here")
     assert form["trace"].startswith("Traceback")
-    wide = json.loads(JsonForm().format(record_of(name="✗" * 3000, rest="✗" * 3000)))
+    wide = json.loads(line_form("json").format(record_of(name="✗" * 3000, rest="✗" * 3000)))
     assert wide["event"] == "fault here"
 
 
 def test_text_is_for_people_and_cannot_steer_their_terminal() -> None:
-    line = TextForm().format(record_of(route="/x", actor="\x1b[2Jada\nERROR fake"))
+    line = line_form("text").format(record_of(route="/x", actor="\x1b[2Jada\nERROR fake"))
     assert line.count("\n") == 0
     assert "\x1b" not in line
     assert " ERROR " in line

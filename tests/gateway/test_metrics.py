@@ -24,7 +24,7 @@ from cas.digest import Digest
 from cas.records import Blob, Mark, Record
 from cas.references import parse_reference
 from cas.store import Store
-from cas.vitals import held_by, vitals_of
+from cas.vitals import vitals_of
 from gateway.addresses import client_address
 from gateway.board import Board, Meter
 from gateway.logs import Answered
@@ -123,7 +123,7 @@ def test_bytes_and_commits_are_counted(root: Path) -> None:
         # The same bytes twice: what deduplication saves.
         assert (value(found, "logical_bytes"), value(found, "logical_files")) == (200_000, 2)
         assert (value(found, "stored_bytes"), value(found, "stored_blobs")) == (100_000, 1)
-        assert value(found, "stored_estimated") == 0
+        assert (value(found, "evicted_bytes"), value(found, "evicted_blobs")) == (0, 0)
         assert value(found, "uploads_pending") == 1  # the first link of a new store
         assert value(found, "free_bytes") > 0
         assert value(found, "free_inodes") > 0
@@ -260,23 +260,17 @@ def insert_all(records: Sequence[Record], txn: Transaction) -> None:
         txn.insert(record)
 
 
-def test_many_blobs_are_estimated_and_few_are_counted(root: Path) -> None:
+def test_many_blobs_are_counted_and_not_estimated(root: Path) -> None:
     blobs = [
-        Blob(Digest(hashlib.sha256(b"%d" % n).digest()), n % 100, bytes(32), n, 0, 0)
-        for n in range(12_000)
+        Blob(Digest(hashlib.sha256(b"%d" % n).digest()), n % 100, bytes(32), n, 0, 0, local=n > 9)
+        for n in range(2_000)
     ]
-    size_bytes = sum(blob.size_bytes for blob in blobs)
     with Store.open(root) as store:
-        assert held_by(store).count == 0
+        assert vitals_of(store).stored_blobs == 0
         store.catalog.write(partial(insert_all, blobs), actor="test")
-        exact = held_by(store, exact_max=20_000)
-        assert (exact.count, exact.size_bytes, exact.estimated) == (12_000, size_bytes, False)
-        estimates = [held_by(store) for _ in range(10)]
-        assert all(estimate.estimated for estimate in estimates)
-        mean = sum(estimate.count for estimate in estimates) / len(estimates)
-        assert abs(mean - 12_000) < 600
-        mean_bytes = sum(estimate.size_bytes for estimate in estimates) / len(estimates)
-        assert abs(mean_bytes - size_bytes) < size_bytes / 15
+        found = vitals_of(store)
+    assert (found.stored_blobs, found.evicted_blobs, found.evicted_bytes) == (1_990, 10, 45)
+    assert found.stored_bytes == sum(blob.size_bytes for blob in blobs) - 45
 
 
 def test_what_waits_is_counted_with_its_age(root: Path, clock: HandClock) -> None:

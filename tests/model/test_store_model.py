@@ -22,7 +22,7 @@ from cas.errors import FilesRefused, Held, NotFound, UploadClosed
 from cas.files import PAGE_MAX, PutItem
 from cas.records import Blob, StoredFile
 from cas.references import Reference, parse_reference
-from cas.retention import Retention, longer, parse_retention
+from cas.retention import Retention, parse_retention
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
 from cas.uploads import UploadRequest
@@ -109,11 +109,12 @@ class StoreModel(RuleBasedStateMachine):
             self.files[file.storage_ref] = ModelFile(file.file_id, data, expires_at)
         else:
             assert file.file_id == known.file_id
-            known.expires_at = longer(known.expires_at, expires_at)
+            both = known.expires_at, expires_at
+            known.expires_at = None if None in both else max(filter(None, both))
         assert file.expires_at == self.files[file.storage_ref].expires_at
         assert file.checksum_sha256 == digest_of(data)
         self.damaged.discard(data)
-        with open(self.store.open_blob(file.checksum_sha256), "rb") as stream:
+        with open(self.store.opener.here(file.checksum_sha256), "rb") as stream:
             assert stream.read() == data
 
     # --- files
@@ -362,7 +363,7 @@ class StoreModel(RuleBasedStateMachine):
             audit(self.store, damaged=frozenset(digest_of(data) for data in self.damaged))
             for text, model in self.files.items():
                 if model.data not in self.damaged:
-                    with open(self.store.open_blob(parse_reference(text).digest), "rb") as stream:
+                    with open(self.store.opener.here(parse_reference(text).digest), "rb") as stream:
                         assert stream.read() == model.data
             # Storing all of it again heals whatever happened, and then nothing is amiss.
             self.clock.advance(GRACE_US + 1)

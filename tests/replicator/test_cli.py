@@ -17,6 +17,7 @@ from standardwebhooks import Webhook
 from cas.clock import HOUR_US, SystemClock
 from cas.deliveries import enqueue
 from cas.records import Delivery
+from cas.replicas import register
 from cas.store import Store
 from tests.clocks import HandClock
 from tests.conftest import CHECKOUT
@@ -107,6 +108,26 @@ def test_failed_deliveries_are_listed_and_sent_again(root: Path) -> None:
     assert foreign.returncode == 3
 
 
+def test_a_target_is_forgotten_by_word_alone_and_first_only_shown(root: Path) -> None:
+    with Store.open(root) as store:
+        register(store.catalog, [("far", "folder /far")])
+        store.files("t1", "tests").put(b"it", name="it")
+    refused = blobcask(root, "replicate", "once")
+    assert refused.returncode == 8
+    assert "replicate forget far" in refused.stderr
+    for words in (["--dry-run"], []):
+        told = blobcask(root, "replicate", "forget", "far", *words, "--json")
+        assert json.loads(told.stdout) == {
+            "name": "far",
+            "place": "folder /far",
+            "rows": 1,
+            "needed": 0,
+            "dry_run": bool(words),
+        }
+    assert blobcask(root, "replicate", "forget", "far").returncode == 3
+    assert blobcask(root, "replicate", "once").returncode == 0
+
+
 def test_status_tells_who_runs_what_waits_and_that_nobody_does(root: Path) -> None:
     enqueued(root, "http://127.0.0.1:1/")
     idle = blobcask(root, "replicate", "status", "--json")
@@ -124,7 +145,7 @@ def test_status_tells_who_runs_what_waits_and_that_nobody_does(root: Path) -> No
         assert shown.returncode == 0, shown.stderr
         assert (form["running"], form["pid"]) == (True, process.pid)
         names = [job["name"] for job in form["jobs"]]
-        assert names == ["deliveries", "sweep", "forget", "collect", "upkeep", "scrub"]
+        assert names == ["deliveries", "date", "sweep", "forget", "collect", "upkeep", "scrub"]
         assert "1 callback to send" in blobcask(root, "replicate", "status").stdout
         refused = blobcask(root, "replicate", "once")
         assert (refused.returncode, str(process.pid) in refused.stderr) == (5, True)

@@ -176,3 +176,39 @@ def test_a_long_step_and_failures_in_a_row_are_trouble() -> None:
     assert job.failed(1, OSError("another"))
     assert job.worked(2)
     assert (job.trouble(2), job.last_error) == ("", "another")
+
+
+def test_a_job_that_fails_is_not_done_more_often_than_one_that_works() -> None:
+    job = Scripted([], interval_s=7 * 86_400.0)
+    loop = Loop([job], lambda: 0)
+    for failures in range(1, 30):
+        loop.states["scripted"].failed(0, Conflict("no"))
+        assert loop._backoff_s(job) == job.interval_s, failures
+
+
+def test_a_job_with_a_long_step_is_told_to_end_it() -> None:
+    @final
+    class Long:
+        name = "long"
+        interval_s = 0.0
+        ended = asyncio.Event()
+        begun = asyncio.Event()
+
+        async def step(self, _now_us: int) -> bool:
+            self.begun.set()
+            await self.ended.wait()
+            return False
+
+        def stop(self) -> None:
+            self.ended.set()
+
+        async def close(self) -> None: ...
+
+    async def story() -> None:
+        job, stop = Long(), asyncio.Event()
+        running = asyncio.create_task(Loop([job], lambda: 0).run(stop))
+        await job.begun.wait()
+        stop.set()
+        await asyncio.wait_for(running, 10)
+
+    asyncio.run(story())

@@ -15,7 +15,7 @@ from cas.config import Settings, Size, StoreSettings, SweeperSettings
 from cas.keys import load_keys
 from cas.records import Blob, StoredFile
 from cas.store import Store
-from replicator.jobs import jobs_of, lasting_jobs_of
+from replicator.jobs import Jobs
 from replicator.scrubbing import ScrubRound
 from tests.clocks import HandClock
 
@@ -121,8 +121,8 @@ def test_the_scrub_is_for_a_process_that_lasts_and_can_be_left_out(root: Path) -
     store_settings = StoreSettings(root=root)
     with Store.open(root, Settings(store=store_settings)) as store:
         keys = load_keys(store.settings)
-        assert "scrub" not in [job.name for job in jobs_of(store, keys)]
-        assert "scrub" in [job.name for job in lasting_jobs_of(store, keys)]
+        assert "scrub" not in [job.name for job in Jobs(store, keys).due()]
+        assert "scrub" in [job.name for job in Jobs(store, keys).lasting()]
     settings = Settings(store=store_settings, sweeper=SweeperSettings(scrub_rate=Size(0)))
     with Store.open(root, settings) as store:
-        assert "scrub" not in [job.name for job in lasting_jobs_of(store, keys)]
+        assert "scrub" not in [job.name for job in Jobs(store, keys).lasting()]

@@ -16,7 +16,7 @@ from cas.store import Store
 from cas.uploads import UploadRequest
 from replicator.loop import Job
 from replicator.scrubbing import ScrubRound
-from replicator.sweeping import Collect, Forget, Sweep, Upkeep
+from replicator.sweeping import Collect, Date, Forget, Sweep, Upkeep
 from tests.clocks import HandClock
 
 
@@ -86,6 +86,30 @@ def test_nothing_ends_while_the_clock_is_not_to_be_believed(store: Store, clock:
     assert len(store.files("t1", "tests").list().items) == 1
     clock.trusted = True
     assert stepped(store, Sweep(store)) == 2
+
+
+def test_what_came_under_a_wrong_clock_gets_its_end_when_the_clock_is_right(
+    store: Store, clock: HandClock
+) -> None:
+    clock.trusted = False
+    right_us = clock.now_us()
+    clock.time_us = 0
+    put(store, "short", "hours:1")
+    assert stepped(store, Date(store)) == 1  # no trouble of this job: it waits
+    clock.time_us = right_us + HOUR_US
+    assert stepped(store, Date(store)) == 2
+    clock.advance(HOUR_US - 1)
+    assert stepped(store, Sweep(store)) == 1
+    clock.advance(1)
+    assert stepped(store, Sweep(store)) == 2
+
+
+def test_a_store_at_rest_keeps_up_with_time(store: Store, clock: HandClock) -> None:
+    clock.trusted = False
+    for _ in range(40):
+        clock.advance(DAY_US)
+        assert stepped(store, Date(store)) == 1
+    assert store.clock_trouble() == ""
 
 
 def test_what_cannot_be_removed_is_told_and_keeps_nothing_else(

@@ -77,7 +77,7 @@ class Writer:
         self._mine[file.file_id] = file
         say(f"+ {file.file_id} {file.checksum_sha256.hex()}")
         if self._random.random() < 0.3:
-            with open(self._store.open_blob(file.checksum_sha256), "rb") as stream:
+            with open(self._store.opener.here(file.checksum_sha256), "rb") as stream:
                 assert digest_of(stream.read()) == file.checksum_sha256
 
     def _put(self) -> int:
