@@ -36,6 +36,12 @@ class Scale(msgspec.Struct, frozen=True):
     slow_bytes: int = 8 * MIB  # of a file that is read slowly: more than sockets buffer
     memory_uploads: int = 200
     memory_bytes: int = 64 * MIB
+    due_files: int = 1_000  # of a sweep, among few and among many
+    few_files: int = 10_000
+    many_files: int = 1_000_000
+    mirrored: tuple[tuple[int, int], ...] = ((64 * KIB, 2_000), (512 * MIB, 4))  # as `sizes`
+    backlog_rows: int = 1_000_000
+    restored_files: int = 100_000
 
 
 FULL = Scale()
@@ -55,6 +61,12 @@ QUICK = Scale(
     slow_clients=40,
     memory_uploads=20,
     memory_bytes=8 * MIB,
+    due_files=200,
+    few_files=1_000,
+    many_files=20_000,
+    mirrored=((64 * KIB, 200), (64 * MIB, 2)),
+    backlog_rows=20_000,
+    restored_files=5_000,
 )
 
 

@@ -8,9 +8,12 @@ from types import MappingProxyType
 from bench.cataloguing import commits, lookup, rebuild
 from bench.crowd import get_small, put_small, slow_crowd, upload_memory
 from bench.loopback import get_http, memory, put_http
+from bench.mirroring import mirror, read_backlog
 from bench.report import Row
+from bench.restoring import restore
 from bench.scale import Bench
 from bench.storing import dedupe, get_by_size, put_by_size, put_held, put_many, put_unique
+from bench.sweeping import sweep
 
 Workload = Callable[[Bench], list[Row]]
 
@@ -23,6 +26,7 @@ WORKLOADS: Mapping[str, Workload] = MappingProxyType(
         "commits": commits,
         "lookup": lookup,
         "rebuild": rebuild,
+        "sweep": sweep,
         "get_http": get_http,
         "put_http": put_http,
         "memory": memory,
@@ -33,5 +37,8 @@ WORKLOADS: Mapping[str, Workload] = MappingProxyType(
         "put_by_size": put_by_size,
         "get_by_size": get_by_size,
         "dedupe": dedupe,
+        "mirror": mirror,
+        "backlog": read_backlog,
+        "restore": restore,
     }
 )
