@@ -216,7 +216,7 @@ def test_of_many_who_swap_at_once_one_wins(target: Target) -> None:
     def swap(number: int) -> str | None:
         together.wait(30)
         try:
-            return put(target, "k", b"%d" % number, if_match=etag)
+            return put(target, "k", b"by %d" % number, if_match=etag)
         except (Changed, TargetUnreachable):  # Ceph says 500 to some who lose
             return None
 

@@ -136,6 +136,7 @@ def test_with_every_tenth_connection_cut_all_gets_there(
     judge_bucket(bucket, node.ledger.stored)
 
 
+@pytest.mark.soak  # over a minute; the same before a folder: tests/replicator/test_mirror.py
 def test_a_storm_that_puts_off_two_of_three_requests_for_ever_only_delays(
     node: Node, proxy: FaultProxy, bucket: Bucket
 ) -> None:
@@ -226,10 +227,9 @@ def test_a_bucket_that_was_deleted_is_filled_again_when_it_is_back(
             assert late.digest not in done(store)
         until("status tells it", lambda: "NoSuchBucket" in str(node.status()[1]), 20)
         ceph.make_bucket(bucket.name)
-        until_mirrored(node)
-        # Nobody told the node that the bucket had been emptied: comparing finds it.
-        verified = node.run("replicate", "verify", "far")
-        assert verified.returncode != 0, verified.stdout
+        # Nobody tells the node that the bucket is an empty one now: it misses its HEAD there.
+        all_keys = {stored.key for stored in node.ledger.stored}
+        until("all is there again", lambda: all_keys <= set(bucket.keys("objects/")))
         until_mirrored(node)
         judge_bucket(bucket, node.ledger.stored)
         until_shipped(node.root, bucket)
@@ -249,13 +249,14 @@ def test_revoked_credentials_are_told_and_nothing_is_lost_when_they_are_back(
         node.store_many(FILES)
         with looking(node.root) as store:
             until("it is told why", lambda: "UserSuspended" in str(errors(store)))
-            assert waiting(store) == FILES
+            assert waiting(store) >= FILES  # the canary may be among them
         assert login.secret_key not in str(node.status()[1])
         ceph.allow(login)
         until_mirrored(node)
         judge_bucket(bucket, node.ledger.stored)
 
 
+@pytest.mark.soak
 def test_the_server_is_restarted_while_files_are_sent(root: Path, own_ceph: Ceph) -> None:
     bucket = make_bucket(own_ceph)
     with serving_node(root / "node", settings_of(bucket)) as node:

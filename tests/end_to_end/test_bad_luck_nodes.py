@@ -162,6 +162,7 @@ def test_what_is_lost_with_a_disk_is_what_was_acknowledged_after_the_last_shipme
                 assert again.served.ask("GET", url, token=again.served.admin).status >= 404
 
 
+@pytest.mark.soak
 def test_a_restore_over_a_corrupting_connection_brings_back_only_good_bytes(
     root: Path, bucket: Bucket
 ) -> None:

@@ -91,6 +91,7 @@ def test_a_folder_gets_all_and_status_says_so(
         assert told["place"] == f"folder {far}"
 
 
+@pytest.mark.soak  # test_bad_luck.py has it too
 def test_ceph_gets_all_and_status_says_so(root: Path, bucket: Bucket) -> None:
     with serving_node(root / "node", settings_of(bucket)) as node:
         stored = node.store_many(FILES)
@@ -104,6 +105,7 @@ def test_ceph_gets_all_and_status_says_so(root: Path, bucket: Bucket) -> None:
         assert Profile.from_json(record.profile).verification in ("md5", "sha256", "read_back")
 
 
+@pytest.mark.soak  # test_edge.py has it too
 def test_an_upload_with_storage_type_s3_is_acknowledged_when_its_copy_is_there(
     root: Path, bucket: Bucket
 ) -> None:

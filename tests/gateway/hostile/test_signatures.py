@@ -22,7 +22,7 @@ from gateway.auth import CLOCK_SKEW_S
 from gateway.signing import DOWNLOAD, SLOT, Claim, Signer
 from tests.gateway.served import Answer, Served, serving
 
-LATER = int(time.time()) + 600
+LATER = int(time.time()) + 7200  # the whole suite may lie between this line and its use
 AGO = int(time.time()) - 600
 DATA = b"some bytes"
 
