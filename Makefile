@@ -90,9 +90,9 @@ COMPILE = env -u PIP_FIND_LINKS -u UV_FIND_LINKS -u UV_INDEX -u UV_INDEX_URL -u 
 
 lock: $(VENV)/made.stamp
 	$(PIP) install -q 'uv>=0.9'
-	$(COMPILE) --extra test --extra dev -o requirements/dev.txt
-	$(COMPILE) --extra test -c requirements/dev.txt -o requirements/test.txt
-	$(COMPILE) -c requirements/dev.txt -o requirements/run.txt
+	$(COMPILE) --extra workflows --extra test --extra dev -o requirements/dev.txt
+	$(COMPILE) --extra workflows --extra test -c requirements/dev.txt -o requirements/test.txt
+	$(COMPILE) --extra workflows -c requirements/dev.txt -o requirements/run.txt
 
 clean:
 	rm -rf $(VENV) .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .roots dist

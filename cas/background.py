@@ -119,7 +119,7 @@ class Background(msgspec.Struct, frozen=True):
     def trouble(self) -> list[str]:
         """What stands still, in words for anybody: no error text of a job."""
         if not self.runs:
-            return ["no background process runs: callbacks wait, and nothing expires"]
+            return ["no background process runs: callbacks and mails wait, and nothing expires"]
         if self.silent_us is not None and self.silent_us > SILENT_US_MAX:
             return [f"the background process is silent for {self.silent_us // SECOND_US} s"]
         return [f"the background job {job}" for job in self.failing]

@@ -28,6 +28,7 @@ import msgspec
 
 from cas.clock import DAY_US, HOUR_US, SECOND_US
 from cas.errors import InvalidSetting
+from cas.mailboxes import read_mailbox
 from cas.references import SCHEME
 
 ENVIRONMENT_PREFIX = "BLOBCASK_"
@@ -175,6 +176,7 @@ class LimitSettings(Section, frozen=True):
     tenant_bytes: ByteRate = ByteRate(0, HOUR_US)
     address_bytes: ByteRate = ByteRate(0, HOUR_US)
     link_bytes: ByteRate = ByteRate(1 << 40, DAY_US)
+    tenant_events: Rate = Rate(6_000, 60 * SECOND_US)
     guesses: Rate = Rate(30, 60 * SECOND_US)
     all_guesses: Rate = Rate(600, 60 * SECOND_US)
     address_connections: Annotated[int, Bounds("0")] = 200
@@ -187,6 +189,51 @@ class CallbackSettings(Section, frozen=True):
     allowed_networks: Networks = ()
     timeout: Annotated[Duration, Bounds("1s", "5m")] = Duration(10 * SECOND_US)
     give_up_after: Annotated[Duration, Bounds("1m")] = Duration(3 * DAY_US)
+
+
+@final
+class EventSettings(Section, frozen=True):
+    keep: Annotated[Duration, Bounds("1h")] = Duration(30 * DAY_US)
+    hold_max: Annotated[Duration, Bounds("1s")] = Duration(7 * DAY_US)
+    payload_max: Annotated[Size, Bounds("1KiB", "16MiB")] = Size(256 << 10)
+    poll_max: Annotated[Duration, Bounds("1s", "1h")] = Duration(60 * SECOND_US)
+    waiters_max: Annotated[int, Bounds("1", "100000")] = 2_000
+
+
+@final
+class MailSettings(Section, frozen=True):
+    host: Word = Word("")  # empty: no mail is sent
+    port: Annotated[int, Bounds("1", "65535")] = 587
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    user: Word = Word("")
+    password: Credential = Credential("")
+    sender: Word = Word("")
+    ca_file: Path | None = None
+    timeout: Annotated[Duration, Bounds("1s", "5m")] = Duration(30 * SECOND_US)
+
+
+@final
+class LlmSettings(Section, frozen=True):
+    base_url: Url = Url("")  # empty: the model local/extractive answers
+    api_key: Credential = Credential("")
+    model: Word = Word("")  # empty: the one that the workflow names
+    attachments: Literal["text", "file", "url"] = "text"
+    timeout: Annotated[Duration, Bounds("1s", "1h")] = Duration(2 * 60 * SECOND_US)
+    retries: Annotated[int, Bounds("0", "20")] = 3
+    attachment_max: Annotated[Size, Bounds("1KiB")] = Size(32 * MIB)
+    text_max: Annotated[Size, Bounds("1KiB")] = Size(MIB)
+    answer_max: Annotated[Size, Bounds("1KiB", "16MiB")] = Size(256 << 10)
+
+
+@final
+class WorkflowSettings(Section, frozen=True):
+    concurrency: Count = 16  # steps at a time
+    allow_shell: bool = False
+    shell_timeout: Annotated[Duration, Bounds("1s")] = Duration(60 * SECOND_US)
+    shell_output: Annotated[Size, Bounds("1KiB", "16MiB")] = Size(64 << 10)
+    result_max: Annotated[Size, Bounds("1KiB", "16MiB")] = Size(MIB)
+    items_max: Annotated[int, Bounds("1", "100000")] = 1_000  # of one foreach
+    keep: Duration = Duration(30 * DAY_US)
 
 
 @final
@@ -258,6 +305,10 @@ class Settings(msgspec.Struct, frozen=True):
     auth: AuthSettings = msgspec.field(default_factory=AuthSettings)
     limits: LimitSettings = msgspec.field(default_factory=LimitSettings)
     callbacks: CallbackSettings = msgspec.field(default_factory=CallbackSettings)
+    events: EventSettings = msgspec.field(default_factory=EventSettings)
+    mail: MailSettings = msgspec.field(default_factory=MailSettings)
+    llm: LlmSettings = msgspec.field(default_factory=LlmSettings)
+    workflows: WorkflowSettings = msgspec.field(default_factory=WorkflowSettings)
     sweeper: SweeperSettings = msgspec.field(default_factory=SweeperSettings)
     replicator: ReplicatorSettings = msgspec.field(default_factory=ReplicatorSettings)
     targets: tuple[TargetSettings, ...] = ()
@@ -446,6 +497,12 @@ def _yes_or_no(text: str) -> bool | None:
     return text.lower() == "true"
 
 
+def _switch(text: str) -> bool:
+    if text.lower() not in ("yes", "no"):
+        raise ValueError("use 'yes' or 'no'")
+    return text.lower() == "yes"
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in words:
@@ -477,6 +534,7 @@ _KINDS: Mapping[Any, Kind] = {
     SigningSecret: Kind("Secret", _signing_secret),
     Credential: Kind("Secret", str),
     bool | None: Kind("'true' or 'false'", _yes_or_no),
+    bool: Kind("'yes' or 'no'", _switch),
     Endpoint: Kind("URL", _endpoint),
     Prefix: Kind("Path", _prefix),
     Names: Kind("Names", _names),
@@ -484,6 +542,8 @@ _KINDS: Mapping[Any, Kind] = {
     Literal["local", "s3", "gcs"]: Kind("Word", _one_of("local", "s3", "gcs")),
     Literal["folder", "s3"]: Kind("Word", _one_of("folder", "s3")),
     Literal["auto", "path", "virtual"]: Kind("Word", _one_of("auto", "path", "virtual")),
+    Literal["starttls", "tls", "none"]: Kind("Word", _one_of("starttls", "tls", "none")),
+    Literal["text", "file", "url"]: Kind("Word", _one_of("text", "file", "url")),
     Literal["json", "text"]: Kind("Word", _one_of("json", "text")),
     Literal["all", "errors", "none"]: Kind("Word", _one_of("all", "errors", "none")),
     Word: Kind("Text", str),
@@ -616,6 +676,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     sections["uploads"] = _uploads(sections["uploads"])
     settings = Settings(**sections)
     _check_primary(settings.uploads)
+    _check_mail(settings.mail)
     targets = tuple(_target(name, values[f"{_TARGET}{name}"], settings) for name in names)
     settings = msgspec.structs.replace(settings, targets=targets)
     _check_targets(settings)
@@ -794,6 +855,26 @@ def _check_primary(uploads: UploadSettings) -> None:
     if uploads.s3_use_ssl and uploads.s3_endpoint.startswith("http://"):
         reason = f"s3_endpoint is {uploads.s3_endpoint}, which would send all in the clear"
         raise InvalidSetting("uploads", "s3_use_ssl", "true", reason)
+
+
+def _check_mail(mail: MailSettings) -> None:
+    """Without a host nothing of it is used, so whatever else is given may wait for one."""
+    if not mail.host:
+        return
+    if not mail.sender:
+        raise InvalidSetting("mail", "sender", "", "host needs it: mail must come from somebody")
+    try:
+        read_mailbox(mail.sender)
+    except ValueError as error:
+        raise InvalidSetting("mail", "sender", mail.sender, str(error)) from None
+    if not mail.host.isprintable() or set(mail.host) & set(" /@"):
+        raise InvalidSetting("mail", "host", mail.host, "write a name or an address, and no URL")
+    if bool(mail.user) != bool(mail.password):
+        lacking = "password" if mail.user else "user"
+        raise InvalidSetting("mail", lacking, "", "user and password belong together")
+    if mail.user and mail.security == "none":
+        reason = "would send the password in the clear: use starttls or tls"
+        raise InvalidSetting("mail", "security", "none", reason)
 
 
 def _check_folder(target: TargetSettings, settings: Settings) -> None:

@@ -1,7 +1,9 @@
-"""Deliveries: messages that must reach somebody outside, such as the callback of an upload.
+"""Deliveries: messages that must reach somebody outside, such as the callback of an upload or
+the mail that asks for a decision.
 
-    waiting → done      the receiver took it (2xx)
-            → failed    it said "never again" (410), or was given up after `give_up_after`
+    waiting → done      the receiver took it (2xx; of SMTP, 250)
+            → failed    it said "never again" (410; a refused address), or was given up after
+                        `give_up_after`
 
 A delivery is recorded in the transaction of the change it speaks of (invariant 6), so what
 happened is told even when everything is killed a moment later. The background process sends
@@ -28,6 +30,7 @@ from cas.records import DONE, FAILED, WAITING, Delivery, DeliveryPayload
 from cas.references import check_segment
 
 CALLBACK: Final = "callback"
+MAIL: Final = "mail"  # its target is an address, its payload a mail: see `workflows.mails`
 
 # How long to wait after the first, second, … failed attempt; after more, as after the last.
 # Most failures are a restart, over in seconds; the others are an outage, over in hours.
@@ -59,8 +62,8 @@ def enqueue(
 ) -> Delivery:
     """Record a message inside the transaction of what it speaks of; due at once.
 
-    `subject` is what it speaks of (an upload's identifier), `target` a URL. The payload is
-    stored as the JSON that is sent: every attempt sends the same bytes.
+    `subject` is what it speaks of (an upload's identifier), `target` a URL, or an address
+    where `kind` is MAIL. The payload is stored as JSON: every attempt sends the same bytes.
     """
     delivery = Delivery(
         delivery_id=new_id(txn.now_us),
@@ -160,7 +163,7 @@ class Deliveries:
 class Outcome(msgspec.Struct, frozen=True):
     """What came of one attempt.
 
-    `status` is that of the HTTP answer, None when none came; `error` says in words what was
+    `status` is that of the HTTP or SMTP answer, None when none came; `error` says in words what was
     wrong, for the tenant to read, "" when nothing was. `retry_after_us` is what the receiver
     asked for. `hopeless` tells that no later attempt can end otherwise.
     """

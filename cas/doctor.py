@@ -119,6 +119,7 @@ def _opened(
     yield from _space(store)
     if trouble := store.clock_trouble():
         yield Finding(TROUBLE, 10, trouble, "set the clock; nothing is swept until then")
+    yield from _mail(store.settings)
     yield from _index(store, position)
     yield from _blobs(store, read_data, progress)
     yield from _leftovers(store)
@@ -217,6 +218,19 @@ def _space(store: Store) -> Iterator[Finding]:
         )
     if usage.f_files and usage.f_favail < _INODES_FREE_MIN:
         yield Finding(TROUBLE, None, f"{usage.f_favail:,} inodes free", "make room for files")
+
+
+def _mail(settings: Settings) -> Iterator[Finding]:
+    """What mails need besides what is refused at the start; no server is asked."""
+    mail = settings.mail
+    if not mail.host:
+        return
+    if not settings.gateway.public_url:
+        what = "mails hold links to where the gateway listens: [gateway] public_url is empty"
+        yield Finding(NOTE, None, what, "set it to what their receivers can reach")
+    if mail.ca_file is not None and not os.access(mail.ca_file, os.R_OK):
+        what = f"[mail] ca_file {mail.ca_file} cannot be read: no mail is sent"
+        yield Finding(TROUBLE, None, what, "put it there, readable for the background process")
 
 
 # --- the index

@@ -6,7 +6,7 @@ them to a status and a stable code, `cas/cli.py` maps them to exit codes.
     BlobcaskError
     ├── InvalidInput                what the caller sent can never be right
     │   ├── InvalidDigest  InvalidReference  InvalidName  InvalidRetention  InvalidRequest
-    │   ├── InvalidReceipt
+    │   ├── InvalidReceipt  InvalidWorkflow  OperatorUnsupported
     │   └── InvalidSetting          section, key and value of a bad setting
     ├── NotFound                    no such thing, or not the caller's
     ├── Mismatch                    the bytes are not the promised ones
@@ -14,7 +14,10 @@ them to a status and a stable code, `cas/cli.py` maps them to exit codes.
     ├── TooLarge                    more bytes than the limit in force
     ├── Conflict                    right once, not in this state
     │   ├── UploadClosed  UploadNotCompleted  FilesRefused  Held  RecordExists  BlobDeleting
-    │   └── OffsetMismatch  PartialBusy  PartialTaken  PartialExpired  SlotsTaken  SlotTaken
+    │   ├── OffsetMismatch  PartialBusy  PartialTaken  PartialExpired  SlotsTaken  SlotTaken
+    │   ├── NoWaitingWorkflow  SubscriptionTaken  ApprovalClosed  ApprovalKeyTaken
+    │   ├── WebhookClosed  RunEnded
+    │   └── KeyReused               an idempotency key came again with another question
     ├── StoreFull                   no space, with numbers
     ├── QuotaExceeded               no more of this tenant, with numbers
     │   └── LinkQuotaExceeded
@@ -22,6 +25,10 @@ them to a status and a stable code, `cas/cli.py` maps them to exit codes.
     │   └── BlobMissing  BlobDamaged  BlobElsewhere
     ├── CopyUnconfirmed             stored here, but not known to be at the bucket yet
     ├── TargetNeeded                a target must not be dropped: what is there would be lost
+    ├── BadSignature  LinkExpired   of what carries its own right: a URL, a webhook's call
+    ├── SecretSealed                a tenant's secret that no key here opens
+    ├── ToolFailed                  a tool of a workflow, with whether trying again may help
+    ├── TooManyWaiters              more waits at once than `[events] waiters_max`
     ├── AccessDenied  ServerRefused  ServerUnreachable      of a remote store only
     └── CatalogError                the catalog cannot serve
         ├── CatalogFailed           a sync failed: nobody writes until it is reopened
@@ -74,6 +81,20 @@ class InvalidRequest(InvalidInput):
 
 class InvalidReceipt(InvalidInput):
     what = "receipt"
+
+
+class InvalidWorkflow(InvalidInput):
+    """A workflow's definition or its inputs; `value` is the task or the field."""
+
+    what = "workflow"
+
+
+class OperatorUnsupported(InvalidWorkflow):
+    """A definition uses an operator that this runner does not carry; `operator` is its name."""
+
+    def __init__(self, task: str, operator: str) -> None:
+        super().__init__(task, f"the operator {operator} is not supported")
+        self.operator = operator
 
 
 class InvalidSetting(InvalidInput):
@@ -238,6 +259,112 @@ class BlobDeleting(Conflict):
     def __init__(self, digest: str) -> None:
         super().__init__(f"blob {digest} is being deleted")
         self.digest = digest
+
+
+class NoWaitingWorkflow(Conflict):
+    """An event came for which nothing waits, and it was not to be held."""
+
+    def __init__(self, event_name: str) -> None:
+        super().__init__("No workflow waiting for this event")
+        self.event_name = event_name
+
+
+class SubscriptionTaken(Conflict):
+    """Somebody else waits for the same event with the same correlation key."""
+
+    def __init__(self, event_name: str, correlation_key: str) -> None:
+        super().__init__(f"{event_name!r} with the key {correlation_key!r} is waited for already")
+        self.event_name = event_name
+        self.correlation_key = correlation_key
+
+
+class ApprovalClosed(Conflict):
+    """The approval is decided, cancelled or over: by whom and when, as far as there is any."""
+
+    def __init__(self, status: str, decided_by: str | None, decided_at: int | None) -> None:
+        super().__init__(f"the approval is {status} already")
+        self.status = status
+        self.decided_by = decided_by
+        self.decided_at = decided_at  # µs since 1970 UTC
+
+
+class ApprovalKeyTaken(Conflict):
+    """Another approval with this key is pending in the same run: one decision would answer
+    both."""
+
+    def __init__(self, approval_key: str, run: str) -> None:
+        super().__init__(
+            f"an approval with the key {approval_key!r} is pending in run {run!r}; give each "
+            "its own key: inside a foreach with the item in it, such as publish-{{index}}"
+        )
+        self.approval_key = approval_key
+        self.run = run
+
+
+class WebhookClosed(Conflict):
+    """The webhook takes no more calls, for a reason that who signed this one may know."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+class RunEnded(Conflict):
+    """The run has ended; `status` says how."""
+
+    def __init__(self, status: str) -> None:
+        super().__init__(f"the run is {status} already")
+        self.status = status
+
+
+class KeyReused(Conflict):
+    """An idempotency key came again, with another question than the first time."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__("the idempotency key was used for another request")
+        self.key = key
+
+
+class BadSignature(BlobcaskError):
+    """It was not signed with our key, or not for this: told as if there were nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("bad signature")
+
+
+class LinkExpired(BlobcaskError):
+    """The signature is good, its time is over."""
+
+    def __init__(self) -> None:
+        super().__init__("the link has expired; ask for a fresh one")
+
+
+class SecretSealed(BlobcaskError):
+    """A tenant's secret was encrypted with a key that is not in ROOT/keys/secrets."""
+
+    def __init__(self, secret_id: str) -> None:
+        super().__init__(
+            f"secret {secret_id!r} cannot be opened with ROOT/keys/secrets; set it anew"
+        )
+        self.secret_id = secret_id
+
+
+class ToolFailed(BlobcaskError):
+    """A tool did not do what it was called for. `again`: another attempt may help."""
+
+    def __init__(self, tool: str, reason: str, *, again: bool = False) -> None:
+        super().__init__(f"{tool}: {reason}")
+        self.tool = tool
+        self.reason = reason
+        self.again = again
+
+
+class TooManyWaiters(BlobcaskError):
+    """As many requests wait for events as `[events] waiters_max` allows, or as many of one
+    tenant, which may have half of that."""
+
+    def __init__(self, waiters_max: int, whose: str = "") -> None:
+        super().__init__(f"{waiters_max} requests{whose} wait for events already")
+        self.waiters_max = waiters_max
 
 
 class StoreFull(BlobcaskError):

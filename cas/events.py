@@ -1,16 +1,104 @@
-"""Events: what happened, committed in the transaction of the change (invariant 6)."""
+"""Events: what happened, given to those who wait for it in the same transaction (invariant 6).
+
+An event and a wait (`Subscription`) meet by their topic: tenant, name and correlation key,
+all of them equal. Whichever comes second finds the other one, inside its own transaction, so
+none of the two is ever missed.
+
+    an event comes    every wait of its topic gets it; a wait with a correlation key is alone
+    a wait comes      it gets the oldest open event of its topic that its run has not had
+
+The store's own events (an upload completed, an approval decided) stay open for every later
+wait; an event that was posted is open only where it is to be held, and for one wait only.
+One that speaks of a run is for the waits of that run alone, and is there for as long as the
+run is open.
+
+Waits are of steps, or of clients that ask by a name of their own. A client keeps nothing from
+a run: what it was told, the steps of the run that it asked about still get, and where a step
+comes to wait with a correlation key that a client waits with, the client's wait is over.
+
+Who gets an event is written in the transaction of the event, by all writers one after the
+other. So no topic has more than TOPIC_WAITS_MAX waits, of which clients can take half, and no
+tenant's clients have more than CLIENT_WAITS_MAX.
+
+What wakes who waits is a doorbell and may be lost or rung twice: the event is in the catalog,
+`claim` reads it, and reads the same one each time.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
-from cas.catalog import Transaction
+from cas.catalog import Catalog, Snapshot, Transaction, pages
+from cas.clock import DAY_US, SECOND_US
+from cas.errors import (
+    InvalidRequest,
+    KeyReused,
+    NoWaitingWorkflow,
+    SubscriptionTaken,
+    TooManyWaiters,
+)
 from cas.identifiers import new_id
-from cas.records import Event
+from cas.records import Event, Mark, Run, Subscription
+from cas.totals import waits_for, waits_of
 
+# How long a wait that ended is remembered, so that who asks again after a crash is told the
+# same: a runner that is down for longer begins its wait anew.
+REMEMBERED_US: Final = 30 * DAY_US
+# The same, where a client waited in vain: there is nothing to tell it again.
+IN_VAIN_US: Final = 300 * SECOND_US
+# Of one topic: an event that is given to so many takes a second, in which nobody else writes.
+TOPIC_WAITS_MAX: Final = 10_000
+CLIENT_WAITS_MAX: Final = 20_000  # of a tenant, unclaimed
+
+NAME_CHARS_MAX: Final = 255
+RESERVED: Final = ("upload_", "approval_")
+
+_ACTOR: Final = "events"
+_BATCH: Final = 500  # events a transaction
+_PAGE: Final = 200  # events looked at, at once, for one that a run has not had
+_ALL: Final = 2 * TOPIC_WAITS_MAX
 _encode = msgspec.json.Encoder().encode
+
+
+def topic(tenant_id: str, event_name: str, correlation_key: str | None) -> str:
+    """What an event and a wait must have in common. JSON: no two topics are spelt alike."""
+    return json.dumps([tenant_id, event_name, correlation_key], ensure_ascii=False)
+
+
+def subscription_id(tenant_id: str, run: str, step: str) -> str:
+    """The identifier of the wait of one step of one run (with its iteration): the same
+    whenever it is asked for, so that a step that begins again after a crash finds it."""
+    named = json.dumps([tenant_id, run, step], ensure_ascii=False).encode()
+    return hashlib.sha256(b"subscription\0" + named).hexdigest()[:32]
+
+
+def check_event_name(event_name: str, *, posted: bool = False) -> None:
+    """Pass a name that an event can have; raises InvalidRequest.
+
+    `posted`: by somebody outside. Names of the store's own events are not for them: whoever
+    may post events could approve in the name of others.
+    """
+    _check_text("event_name", event_name)
+    if posted and event_name.startswith(RESERVED):
+        raise InvalidRequest(
+            "event_name", f"names that begin with {' or '.join(RESERVED)} are the store's own"
+        )
+
+
+def check_correlation_key(correlation_key: str | None) -> None:
+    """Pass a key that an event can have; raises InvalidRequest."""
+    if correlation_key is not None:
+        _check_text("correlation_key", correlation_key)
+
+
+def _check_text(field: str, text: str) -> None:
+    if not 1 <= len(text) <= NAME_CHARS_MAX or not text.isprintable():
+        raise InvalidRequest(field, f"{field} has 1 to {NAME_CHARS_MAX} printable characters")
 
 
 def append_event(
@@ -19,14 +107,380 @@ def append_event(
     event_name: str,
     payload: Mapping[str, object],
     correlation_key: str | None = None,
+    *,
+    run: str = "",
+    keep_us: int = REMEMBERED_US,
 ) -> Event:
-    """Record an event inside the transaction of what it speaks of.
+    """Record one of the store's own events inside the transaction of what it speaks of.
 
-    The store's own events are kept until something consumes them, so a workflow that waits
-    later than the upload completes still gets it.
+    It is given to all that wait for it, and open to those that wait later, for `keep_us`.
+    `run`: the run whose waits alone it is for.
     """
+    return publish(
+        txn, tenant_id, event_name, _encode(payload), correlation_key, run=run, open_us=keep_us
+    )[0]
+
+
+def post(
+    txn: Transaction,
+    tenant_id: str,
+    event_name: str,
+    payload: bytes,
+    correlation_key: str | None,
+    *,
+    hold_us: int | None = None,
+    keep_us: int = REMEMBERED_US,
+) -> tuple[Event, int]:
+    """Record an event that somebody outside posted; see `publish`.
+
+    With `hold_us` it is kept so long for the first wait that begins later, where none is
+    there. Raises NoWaitingWorkflow where none is and it is not to be held.
+    """
+    return publish(
+        txn,
+        tenant_id,
+        event_name,
+        payload,
+        correlation_key,
+        open_us=hold_us,
+        once=hold_us is not None,
+        keep_us=keep_us,
+        for_waits_only=hold_us is None,
+    )
+
+
+def publish(
+    txn: Transaction,
+    tenant_id: str,
+    event_name: str,
+    payload: bytes,
+    correlation_key: str | None = None,
+    *,
+    run: str = "",
+    open_us: int | None = None,
+    once: bool = False,
+    keep_us: int = REMEMBERED_US,
+    for_waits_only: bool = False,
+) -> tuple[Event, int]:
+    """Record an event and give it to all that wait for it; returns how many those were.
+    Raises NoWaitingWorkflow where there are none and it is `for_waits_only`.
+
+    `open_us`: for how long a wait that begins later gets it too; None: not at all. With
+    `once` it is open to one wait only, and to none where one has got it already. One that is
+    never open is kept for `keep_us`; any is kept for as long as a wait that got it.
+    """
+    about = topic(tenant_id, event_name, correlation_key)
+    waits = _waiting(txn, about, run)
+    if for_waits_only and not waits:
+        raise NoWaitingWorkflow(event_name)
+    used_up = once and any(_uses_up(run, wait) for wait in waits)
+    still_open = open_us is not None and not used_up
+    kept_us = keep_us if open_us is None else open_us
     event = Event(
-        new_id(txn.now_us), tenant_id, event_name, correlation_key, _encode(payload), txn.now_us
+        new_id(txn.now_us),
+        tenant_id,
+        event_name,
+        correlation_key,
+        payload,
+        txn.now_us,
+        expires_at=txn.now_us + kept_us,
+        workflow_run_id=run,
+        open_for=about if still_open else None,
+        once=once,
+        undated_at=_undated(txn),
+        seq=_frame(txn),
     )
     txn.insert(event)
-    return event
+    for wait in waits:
+        txn.replace(given(txn, wait, event.event_id))
+    return event, len(waits)
+
+
+def _waiting(txn: Transaction, about: str, run: str, limit: int = _ALL) -> list[Subscription]:
+    """Those who wait for a topic, of `run` or of any, the first to end first; not those whose
+    time is over, whether they have noticed or not, which cost nothing here."""
+    index, prefix = ("waiting_run", (about, run)) if run else ("waiting", (about,))
+    return txn.range(Subscription, index, prefix, after=(txn.now_us,), limit=limit)
+
+
+def is_waiting(wait: Subscription) -> bool:
+    """Whether it has been given nothing yet, as far as its record says."""
+    return wait.delivered_at is None and wait.claimed_at is None
+
+
+def is_over(wait: Subscription, now_us: int) -> bool:
+    """Whether its time ended at `now_us` (catalog time) before it was given an event."""
+    return wait.open_until is not None and wait.open_until <= now_us
+
+
+def given(txn: Transaction, wait: Subscription, event_id: str | None) -> Subscription:
+    """The wait with its event, or with none because its time is over; not yet claimed."""
+    in_vain = event_id is None
+    return msgspec.structs.replace(
+        wait,
+        waiting_for=None,
+        # What is over keeps nobody else from waiting.
+        keyed_for=None if in_vain else wait.keyed_for,
+        open_until=None,
+        event_id=event_id,
+        delivered_at=txn.now_us,
+        forget_at=txn.now_us + IN_VAIN_US if in_vain and wait.of_client else None,
+        # How long it is kept for who has not claimed it counts from now, too.
+        undated_at=_undated(txn),
+        seq=_frame(txn),
+    )
+
+
+def subscribe(
+    txn: Transaction,
+    tenant_id: str,
+    run: str,
+    step: str,
+    event_name: str,
+    correlation_key: str | None,
+    timeout_us: int | None,
+    *,
+    renew: bool = False,
+) -> Subscription:
+    """Begin the wait of a step, or find it where it began before; an open event is given at
+    once. `event_name` "" waits for the time alone.
+
+    A wait that is found keeps its time. With `renew` it counts anew, and one that is over
+    without an event begins again.
+
+    Raises SubscriptionTaken when another one waits with the same correlation key (a step of
+    a run takes it from a client, whose wait is over then), KeyReused when this step waits, or
+    waited, for another event, TooManyWaiters.
+    """
+    identifier = subscription_id(tenant_id, run, step)
+    found = txn.get(Subscription, identifier)
+    if found is not None and (found.event_name, found.correlation_key) != (
+        event_name,
+        correlation_key,
+    ):
+        raise KeyReused(step)
+    if found is not None and (found.event_id is not None or not renew):
+        return found
+    about = topic(tenant_id, event_name, correlation_key) if event_name else None
+    keyed = about if correlation_key is not None else None
+    ends_at = None if timeout_us is None else txn.now_us + timeout_us
+    wait = Subscription(
+        identifier,
+        tenant_id,
+        run,
+        step,
+        event_name,
+        correlation_key,
+        txn.now_us if found is None else found.created_at,
+        ends_at,
+        waiting_for=about,
+        keyed_for=keyed,
+        open_until=ends_at if txn.believed else None,
+        undated_at=None if ends_at is None else _undated(txn),
+        seq=_frame(txn),
+    )
+    if keyed is not None:
+        _make_way(txn, keyed, wait)
+    _find_room(txn, found, wait)
+    event = open_event(txn, wait) if about else None
+    if event is not None:
+        wait = given(txn, wait, event.event_id)
+        if event.once and _uses_up(event.workflow_run_id, wait):
+            txn.replace(msgspec.structs.replace(event, open_for=None))
+    if found is None:
+        txn.insert(wait)
+    else:
+        txn.replace(wait)
+    return wait
+
+
+def _make_way(txn: Transaction, keyed: str, wait: Subscription) -> None:
+    """Have this correlation key free for a wait; raises SubscriptionTaken.
+
+    One past its time keeps nobody from waiting, nor does a client keep a run from it, which
+    would fail there for ever. What it was given stays its own, though.
+    """
+    holder = txn.find(Subscription, "keyed", keyed)
+    if holder is None or holder.subscription_id == wait.subscription_id:
+        return
+    ended = holder.undated_at is None and (holder.expires_at or txn.now_us + 1) <= txn.now_us
+    if not ended and not (holder.of_client and not wait.of_client):
+        raise SubscriptionTaken(holder.event_name, holder.correlation_key or "")
+    if is_waiting(holder):
+        holder = given(txn, holder, None)
+    txn.replace(msgspec.structs.replace(holder, keyed_for=None))
+
+
+def _find_room(txn: Transaction, found: Subscription | None, wait: Subscription) -> None:
+    """Raise TooManyWaiters where there are too many beside this one."""
+    about, tenant_id = wait.waiting_for, wait.client_of
+    if about is not None and (found is None or found.waiting_for is None):
+        # Clients cannot take all places, and keep runs from waiting.
+        most = TOPIC_WAITS_MAX // 2 if wait.of_client else TOPIC_WAITS_MAX
+        if waits_for(txn, about) >= most:
+            raise TooManyWaiters(most, " with this event name and key")
+    if (
+        tenant_id is not None
+        and (found is None or found.client_of is None)
+        and waits_of(txn, tenant_id) >= CLIENT_WAITS_MAX
+    ):
+        raise TooManyWaiters(CLIENT_WAITS_MAX, " of this tenant")
+
+
+def open_event(txn: Transaction, wait: Subscription) -> Event | None:
+    """The oldest open event that this wait should get, none that its run has had before."""
+    about = wait.waiting_for or ""
+    own_run = wait.workflow_run_id
+    found: list[Event] = []
+    for run in ("", own_run) if own_run else ("",):
+        after: tuple[int | str, ...] = ()
+        while page := txn.range(Event, "open", (about, run), after=after, limit=_PAGE):
+            fresh = next((event for event in page if _is_open(txn, event, wait)), None)
+            if fresh is not None:
+                found.append(fresh)
+                break
+            after = (page[-1].seq, page[-1].event_id)
+    return min(found, key=lambda event: (event.seq, event.event_id), default=None)
+
+
+def _is_open(txn: Transaction, event: Event, wait: Subscription) -> bool:
+    """Whether a wait that begins now may have it."""
+    if event_is_over(txn, event, txn.now_us):
+        return False
+    # Clients' waits have nothing to do with each other, nor with what a run has had.
+    had_by = wait.had_by
+    return not had_by or not txn.range(Subscription, "event", (event.event_id, had_by), limit=1)
+
+
+def _uses_up(run: str, wait: Subscription) -> bool:
+    """Whether this wait is the one that gets an event which is for one wait: what is for a run
+    is there for its steps, whatever clients are told of it."""
+    return not (run and wait.of_client)
+
+
+def event_is_over(snapshot: Snapshot, event: Event, now_us: int) -> bool:
+    """Whether its term is over: never under a clock in doubt (invariant 10), nor while the run
+    is open that it is for, which may come to its wait however late."""
+    if event.undated_at is not None or event.expires_at is None or event.expires_at > now_us:
+        return False
+    return not is_run_open(snapshot, event.tenant_id, event.workflow_run_id)
+
+
+def is_run_open(snapshot: Snapshot, tenant_id: str, run_id: str) -> bool:
+    """Whether this is a run of that tenant which has not ended."""
+    run = snapshot.get(Run, run_id)
+    return run is not None and run.tenant_id == tenant_id and run.open is not None
+
+
+def claim(txn: Transaction, wait: Subscription, keep_us: int = REMEMBERED_US) -> Subscription:
+    """Take what the wait was given (or that its time is over); once more changes nothing.
+
+    A wait that still waits is returned as it is.
+    """
+    if is_waiting(wait):
+        if not is_over(wait, txn.now_us):
+            return wait
+        wait = given(txn, wait, None)
+    if wait.claimed_at is not None:
+        return wait
+    if wait.event_id is None and wait.of_client:
+        keep_us = IN_VAIN_US
+    claimed = msgspec.structs.replace(
+        wait,
+        keyed_for=None,
+        delivered_at=None,
+        claimed_at=txn.now_us,
+        forget_at=txn.now_us + keep_us,
+        undated_at=_undated(txn),
+        seq=None,
+    )
+    txn.replace(claimed)
+    return claimed
+
+
+def drop(txn: Transaction, wait: Subscription) -> None:
+    """Remove a wait. A held event that nobody else may have, and that it has not claimed, is
+    there for others again."""
+    txn.delete(wait)
+    if wait.event_id is None or wait.claimed_at is not None:
+        return
+    event = txn.get(Event, wait.event_id)
+    if event is None or not event.once or event.open_for is not None:
+        return
+    clients = ("",) if event.workflow_run_id else ()  # whom it does not count for, see `had_by`
+    if txn.range(Subscription, "event", (event.event_id,), after=clients, limit=1):
+        return  # another one got it too
+    if event_is_over(txn, event, txn.now_us):
+        return
+    about = topic(event.tenant_id, event.event_name, event.correlation_key)
+    waits = _waiting(txn, about, event.workflow_run_id, limit=1)
+    if waits:
+        txn.replace(given(txn, waits[0], event.event_id))
+    else:
+        txn.replace(msgspec.structs.replace(event, open_for=about))
+
+
+def end_waits(txn: Transaction, tenant_id: str, run: str) -> int:
+    """Remove the waits of a run that has ended, so that no event is given to nobody; returns
+    how many. Those that were claimed stay until they are forgotten."""
+    ended = 0
+    after: tuple[str, ...] = ()
+    while page := txn.range(Subscription, "run", (tenant_id, run), after=after, limit=_PAGE):
+        for wait in page:
+            if wait.claimed_at is None:
+                drop(txn, wait)
+                ended += 1
+        after = (page[-1].subscription_id,)
+    return ended
+
+
+def _undated(txn: Transaction) -> int | None:
+    return None if txn.believed else txn.now_us
+
+
+def _frame(txn: Transaction) -> int:
+    """The frame of the journal in which this transaction will be."""
+    return txn.position.seq + 1
+
+
+def open_events(catalog: Catalog, done: Mark) -> None:
+    """Open to later waits what a store recorded when none could wait; sets the mark `done`.
+
+    Their term counts from now: they had none. Harmless to stop and to repeat.
+    """
+    with catalog.read() as snapshot:
+        closed = [
+            event.event_id
+            for page in pages(snapshot, Event)
+            for event in page
+            if _was_before(event)
+        ]
+    for start in range(0, len(closed), _BATCH):
+
+        def change(txn: Transaction, chunk: list[str] = closed[start : start + _BATCH]) -> None:
+            if txn.get(Mark, done.name) is not None:
+                return
+            for identifier in chunk:
+                event = txn.get(Event, identifier)
+                if event is None or not _was_before(event):
+                    continue
+                opened = msgspec.structs.replace(
+                    event,
+                    open_for=topic(event.tenant_id, event.event_name, event.correlation_key),
+                    expires_at=txn.now_us + REMEMBERED_US,
+                    undated_at=_undated(txn),
+                )
+                txn.replace(opened)
+
+        catalog.write(change, actor=_ACTOR)
+
+    def mark(txn: Transaction) -> None:
+        if txn.get(Mark, done.name) is None:
+            txn.insert(done)
+
+    catalog.write(mark, actor=_ACTOR)
+
+
+def _was_before(event: Event) -> bool:
+    """Whether it is of a format in which events had no end."""
+    return event.expires_at is None and event.open_for is None

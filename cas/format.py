@@ -2,6 +2,7 @@
 
     1 → 2   usage_counted    the catalog keeps what each tenant stores; the first count
     2 → 3   totals_counted   targets and their rows; sums over blobs and rows, the first count
+    3 → 4   events_opened    waits, approvals, webhooks, runs; completed uploads open to later waits
 
 VERSION is written first: before the journal gets the first record that an older version
 does not know. No process of an older version is at work then, since its index has another
@@ -21,16 +22,18 @@ from cas.catalog.ballast import Ballast
 from cas.catalog.recovery import is_full
 from cas.durable import Disk, is_temporary
 from cas.errors import StoreFull, UnsuitableRoot
+from cas.events import open_events
 from cas.quotas import recount_usage
 from cas.records import Mark
 from cas.totals import recount_totals
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 
 # By the name of the mark, which a step sets at its end; in the order of the formats.
 STEPS: Final[dict[str, Callable[[Catalog, Mark], object]]] = {
     "usage_counted": recount_usage,
     "totals_counted": recount_totals,
+    "events_opened": open_events,
 }
 
 

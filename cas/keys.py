@@ -3,6 +3,7 @@
     ROOT/keys/signing   one key per line, base64url, oldest first; the last signs, all verify
     ROOT/keys/jwt       the HS256 secret of bearer tokens, base64url
     ROOT/keys/callbacks the secret from which each tenant's callback secret is derived
+    ROOT/keys/secrets   what the secrets of tenants are encrypted with; one per line, as `signing`
     ROOT/keys/receipts  the Ed25519 seeds that sign receipts, one per line, the last signs
 
 The folder is 0700, the files are 0600. To rotate: append a line to `signing`, restart;
@@ -35,6 +36,7 @@ class Keys(msgspec.Struct, frozen=True):
     jwt: bytes
     callbacks: bytes
     receipts: tuple[bytes, ...]
+    secrets: tuple[bytes, ...]
     fresh: bool = False
 
 
@@ -53,7 +55,7 @@ def load_keys(settings: Settings, disk: Disk = DISK) -> Keys:
     with opened(folder) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
         fresh = not (folder / "signing").exists()
-        for name in ("signing", "jwt", "callbacks", "receipts"):
+        for name in ("signing", "jwt", "callbacks", "receipts", "secrets"):
             if not (folder / name).exists():
                 line = urlsafe_b64encode(secrets.token_bytes(_KEY_BYTES)) + b"\n"
                 disk.write_file(folder / name, line, mode=0o600)
@@ -63,6 +65,7 @@ def load_keys(settings: Settings, disk: Disk = DISK) -> Keys:
         given or _ring(folder / "jwt")[-1],
         _ring(folder / "callbacks")[-1],
         _ring(folder / "receipts"),
+        _ring(folder / "secrets"),
         fresh,
     )
 

@@ -11,8 +11,10 @@ A `Schema` declares what the catalog must keep true of a type:
     indexes   name -> fields by which records are listed in order; a record whose first
               field there is None is left out, so that such an index holds only what is due
     digests   fields that hold a digest: each one counts as a reference to that blob
-    counts    what a record adds to a sum that the catalog keeps: the `Usage` of its tenant,
-              or a `Total`
+    counts    what a record adds to the `Usage` of its tenant
+    adds      what it adds to each `Total`: sums that the catalog keeps, as it does the usage
+
+An index, a key or a sum may go by a property too, which is worked out and not written.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any, ClassVar, final
 import msgspec
 
 from cas.digest import Digest
+from cas.references import DIRECT_RUN
 
 
 @final
@@ -40,7 +43,14 @@ class Adds(msgspec.Struct, frozen=True):
 
     to: str  # the first part of the total's name
     by: str  # the attribute whose value is the second part; None there adds nothing
-    size_bytes: str = "size_bytes"
+    size_bytes: str = "size_bytes"  # "": none are counted
+
+    def part(self, record: Record) -> tuple[str, int] | None:
+        """The total's name, and the bytes; None where the record adds nothing."""
+        value = getattr(record, self.by)
+        if value is None:
+            return None
+        return f"{self.to}:{value}", getattr(record, self.size_bytes) if self.size_bytes else 0
 
 
 @final
@@ -54,7 +64,7 @@ class Schema(msgspec.Struct, frozen=True):
     indexes: Mapping[str, tuple[str, ...]] = {}
     digests: tuple[str, ...] = ()
     counts: Counts | None = None
-    adds: Adds | None = None
+    adds: tuple[Adds, ...] = ()
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
@@ -101,7 +111,7 @@ class Blob(Record, frozen=True, array_like=True):
             "verified": ("verified_at", "digest"),
             "evicted": ("evicted_at", "digest"),
         },
-        adds=Adds("blobs", "whereabouts"),
+        adds=(Adds("blobs", "whereabouts"),),
     )
 
     @property
@@ -241,6 +251,15 @@ class Event(Record, frozen=True, array_like=True):
     payload: bytes  # JSON
     created_at: int
     expires_at: int | None = None
+    workflow_run_id: str = ""  # the run whose waits alone it is for; "": any run's
+    # `cas.events.topic` while a wait that begins later may get it; None: it was for those
+    # that waited when it came.
+    open_for: str | None = None
+    once: bool = False  # the first wait that gets it is the only one
+    # Since when its term waits for a clock that can be believed (invariant 10), as an upload's.
+    undated_at: int | None = None
+    # The frame of the journal that it came with: which one is older, however fast they come.
+    seq: int = 0
 
     schema: ClassVar[Schema] = Schema(
         "events",
@@ -249,6 +268,8 @@ class Event(Record, frozen=True, array_like=True):
         indexes={
             "name": ("tenant_id", "event_name", "event_id"),
             "expiry": ("expires_at", "event_id"),
+            "open": ("open_for", "workflow_run_id", "seq", "event_id"),
+            "undated": ("undated_at", "event_id"),
         },
     )
 
@@ -424,7 +445,7 @@ class Replica(Record, frozen=True, array_like=True):
             "blob": ("digest", "target"),
             "ending": ("ending", "removed_at", "digest"),
         },
-        adds=Adds("backlog", "queue"),
+        adds=(Adds("backlog", "queue"),),
     )
 
     @property
@@ -452,7 +473,8 @@ class Total(Record, frozen=True, array_like=True):
     """A sum over records, kept by the catalog as usage is: read in constant time.
 
     Names: "blobs:here", "blobs:elsewhere" (at targets only, or missing), "backlog:<target>".
-    A sum of nothing has no record.
+    "waits_for:<topic>" (`Subscription.waiting_for`), "waits_of:<tenant>" (its clients' waits
+    that nobody claimed). A sum of nothing has no record.
     """
 
     name: str
@@ -460,6 +482,299 @@ class Total(Record, frozen=True, array_like=True):
     size_bytes: int
 
     schema: ClassVar[Schema] = Schema("totals", 14, key=("name",))
+
+
+@final
+class Once(Record, frozen=True, array_like=True):
+    """That something was done, under a name that its doer will use again after a crash.
+
+    Committed with what was done (invariant 6). `scope` says whose name it is: "run:<run>" for
+    the steps of a run, "events" for the `Idempotency-Key` of events, and so on.
+    """
+
+    tenant_id: str
+    scope: str
+    name: str
+    result: str  # an identifier, or JSON: what the repetition is answered
+    asked: bytes  # a digest of what was asked, so that another question is refused; b"": any
+    created_at: int
+    expires_at: int | None  # None: it goes with its run
+    undated_at: int | None = None  # as an upload's
+
+    schema: ClassVar[Schema] = Schema(
+        "once",
+        15,
+        key=("tenant_id", "scope", "name"),
+        indexes={
+            "expiry": ("expires_at", "tenant_id", "scope", "name"),
+            "undated": ("undated_at", "tenant_id", "scope", "name"),
+        },
+    )
+
+
+# How the step of a wait begins that a client asked for by a name of its own: no task has a
+# colon in its name.
+CLIENT_STEP = "waiter:"
+NEVER = (1 << 63) - 1  # as a time: after all others
+
+
+@final
+class Subscription(Record, frozen=True, array_like=True):
+    """One wait for one event (`event_subscriptions` of the requirements), or for a time.
+
+    waiting → delivered (an event was given to it, in the transaction of the event) →
+    claimed (who waited has it; claiming again gives the same event)
+            → over (`expires_at` came first), which is claimed too
+    """
+
+    subscription_id: str  # derived from tenant, run, step and iteration
+    tenant_id: str
+    workflow_run_id: str
+    step: str  # "<task>" or "<task>#<iteration>"; of a client that polls: its own name
+    event_name: str  # "" waits for `expires_at` alone
+    correlation_key: str | None
+    created_at: int
+    expires_at: int | None  # None: it waits for ever
+    waiting_for: str | None  # `cas.events.topic` while it waits: what an event is matched by
+    keyed_for: str | None  # the same while it waits or is unclaimed, and has a key: one only
+    open_until: int | None  # `expires_at` while it waits: what wakes it without an event
+    event_id: str | None = None
+    delivered_at: int | None = None  # while delivered or over, and unclaimed
+    claimed_at: int | None = None
+    forget_at: int | None = None  # what the sweeper walks
+    # Since when its term waits for a clock that can be believed (invariant 10), as an upload's.
+    undated_at: int | None = None
+    # While unclaimed: the frame of the journal in which it was last begun, given something or
+    # dated. By it a watcher reads what is new, and nothing twice.
+    seq: int | None = None
+
+    schema: ClassVar[Schema] = Schema(
+        "subscriptions",
+        16,
+        key=("subscription_id",),
+        unique={"keyed": ("keyed_for",)},
+        indexes={
+            # By their ends, so that those whose time is over are passed over at once.
+            "waiting": ("waiting_for", "lapses_at", "subscription_id"),
+            "waiting_run": ("waiting_for", "workflow_run_id", "lapses_at", "subscription_id"),
+            "timer": ("open_until", "subscription_id"),
+            "delivered": ("delivered_at", "subscription_id"),
+            "changed": ("seq", "subscription_id"),
+            "run": ("tenant_id", "workflow_run_id", "subscription_id"),
+            "event": ("event_id", "had_by", "subscription_id"),
+            "forget": ("forget_at", "subscription_id"),
+            "undated": ("undated_at", "subscription_id"),
+        },
+        adds=(
+            Adds("waits_for", "waiting_for", size_bytes=""),
+            Adds("waits_of", "client_of", size_bytes=""),
+        ),
+    )
+
+    @property
+    def of_client(self) -> bool:
+        """Whether somebody outside of workflows asked for it, and no step of a run."""
+        return self.workflow_run_id == DIRECT_RUN or self.step.startswith(CLIENT_STEP)
+
+    @property
+    def client_of(self) -> str | None:
+        """The tenant whose client has not claimed it yet."""
+        return self.tenant_id if self.of_client and self.claimed_at is None else None
+
+    @property
+    def had_by(self) -> str:
+        """The run which has had an event when this wait has it; "" where no run has: what a
+        client is told, a step of the run that it asks about still waits for."""
+        return "" if self.of_client else self.workflow_run_id
+
+    @property
+    def lapses_at(self) -> int:
+        """When it is over without an event; NEVER where it has no end, or none yet."""
+        return NEVER if self.open_until is None else self.open_until
+
+
+APPROVED = "approved"
+REJECTED = "rejected"
+# PENDING, EXPIRED and CANCELLED are shared with uploads.
+
+
+@final
+class Approval(Record, frozen=True, array_like=True):
+    """A question to people that one of them decides (`workflow_approvals`)."""
+
+    approval_id: str
+    tenant_id: str
+    workflow_run_id: str
+    approval_key: str  # its event is "approval_<key>"
+    title: str
+    message: str
+    addressees: list[str]  # each has its own pair of links; never empty: "" is "somebody"
+    one_click: bool  # whether opening a link decides
+    redirect_url: str | None
+    status: str  # pending, approved, rejected, expired or cancelled
+    created_at: int
+    created_by: str
+    expires_at: int
+    open_until: int | None  # `expires_at` while pending: what the sweeper walks
+    decided_at: int | None = None
+    decided_by: str | None = None  # an addressee
+    comment: str = ""
+    forget_at: int | None = None  # what the sweeper walks once it is decided or over
+    undated_at: int | None = None  # as an upload's
+
+    schema: ClassVar[Schema] = Schema(
+        "approvals",
+        17,
+        key=("approval_id",),
+        indexes={
+            "tenant": ("tenant_id", "approval_id"),
+            "run": ("tenant_id", "workflow_run_id", "approval_id"),
+            "key": ("tenant_id", "workflow_run_id", "approval_key", "status", "approval_id"),
+            "expiry": ("open_until", "approval_id"),
+            "forget": ("forget_at", "approval_id"),
+            "undated": ("undated_at", "approval_id"),
+        },
+    )
+
+
+@final
+class Webhook(Record, frozen=True, array_like=True):
+    """An address where others post what happened (`webhook_registrations`)."""
+
+    webhook_id: str
+    tenant_id: str
+    workflow_run_id: str
+    name: str  # `webhook_path` of the requirements
+    kind: str  # whose signature it takes: github, stripe, twilio or generic
+    secret_id: str
+    signature: bytes  # JSON: what `generic` needs to know, see `workflows.signatures`
+    event_name: str
+    correlation_key: str | None
+    allowed_networks: list[str]  # empty: any
+    single_use: bool
+    created_at: int
+    created_by: str
+    expires_at: int | None  # None: until its run is forgotten
+    consumed_at: int | None = None  # the last call that was taken
+    calls: int = 0
+    undated_at: int | None = None  # as an upload's
+
+    schema: ClassVar[Schema] = Schema(
+        "webhooks",
+        18,
+        key=("webhook_id",),
+        indexes={
+            "tenant": ("tenant_id", "webhook_id"),
+            "run": ("tenant_id", "workflow_run_id", "webhook_id"),
+            "expiry": ("expires_at", "webhook_id"),
+            "undated": ("undated_at", "webhook_id"),
+        },
+    )
+
+
+@final
+class Secret(Record, frozen=True, array_like=True):
+    """A secret that a tenant shares with somebody; kept encrypted, see `workflows.secrets`."""
+
+    tenant_id: str
+    secret_id: str
+    sealed: bytes
+    created_at: int
+    created_by: str
+
+    schema: ClassVar[Schema] = Schema("secrets", 19, key=("tenant_id", "secret_id"))
+
+
+# States of runs and steps; COMPLETED, FAILED, CANCELLED and WAITING are shared.
+QUEUED = "queued"
+RUNNING = "running"
+SKIPPED = "skipped"
+
+
+@final
+class Run(Record, frozen=True, array_like=True):
+    """One execution of a workflow. With its steps the whole truth of it: what the engine
+    keeps beside them is made anew from these."""
+
+    run_id: str
+    tenant_id: str
+    name: str
+    definition: bytes  # highway_dsl's JSON
+    inputs: bytes  # JSON: an object
+    status: str  # queued, running, waiting, completed, failed or cancelled
+    created_at: int
+    created_by: str
+    open: str | None = "open"  # until it ends: what the runner walks
+    started_at: int | None = None
+    ended_at: int | None = None
+    error: str = ""
+    forget_at: int | None = None  # what the sweeper walks
+    undated_at: int | None = None  # as an upload's
+
+    schema: ClassVar[Schema] = Schema(
+        "runs",
+        20,
+        key=("run_id",),
+        indexes={
+            "tenant": ("tenant_id", "run_id"),
+            "status": ("tenant_id", "status", "run_id"),
+            "open": ("open", "run_id"),
+            "forget": ("forget_at", "run_id"),
+            "undated": ("undated_at", "run_id"),
+        },
+    )
+
+
+@final
+class Step(Record, frozen=True, array_like=True):
+    """One task of a run, or one round of it in a loop. A step that is completed never runs
+    again: its result is read from its `StepValue`. Small, for all of a run are walked."""
+
+    run_id: str
+    step_id: str  # the task's name in the definition
+    iteration: str  # "" outside of loops, else the item's number from 0: "2", in loops "2.0"
+    status: str  # running, waiting, completed, failed, skipped or cancelled
+    attempts: int
+    started_at: int
+    ended_at: int | None = None
+    value_bytes: int | None = None  # of its result or, before, of what it shows; None: neither
+    error: str = ""
+
+    schema: ClassVar[Schema] = Schema(
+        "steps",
+        21,
+        key=("run_id", "step_id", "iteration"),
+        indexes={"status": ("run_id", "status", "step_id", "iteration")},
+    )
+
+
+RESULT = "result"
+SHOWN = "shown"  # while a step waits: what others need to let it go on, such as a link
+ITEMS = "items"  # of a loop that has begun: how many there are
+ITEM = "item"  # of a loop, each with the iteration that it is for
+
+
+@final
+class StepValue(Record, frozen=True, array_like=True):
+    """What a step came to, or a loop goes over: apart from the step, for it may be large and
+    few ask for it."""
+
+    run_id: str
+    kind: str  # result, shown, items or item
+    step_id: str
+    iteration: str
+    value: bytes  # JSON
+
+    schema: ClassVar[Schema] = Schema(
+        "step_values",
+        22,
+        key=("run_id", "kind", "step_id", "iteration"),
+        adds=(Adds("values_of", "run_id"),),
+    )
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.value)
 
 
 RECORDS: tuple[type[Record], ...] = (
@@ -477,4 +792,12 @@ RECORDS: tuple[type[Record], ...] = (
     Replica,
     Copy,
     Total,
+    Once,
+    Subscription,
+    Approval,
+    Webhook,
+    Secret,
+    Run,
+    Step,
+    StepValue,
 )

@@ -75,6 +75,7 @@ class Store:
             settings.references.scheme,
             settings.uploads.partial_expiry,
             Quota(settings.limits.quota_files, settings.limits.quota_bytes),
+            settings.events.keep,
         )
 
     @classmethod

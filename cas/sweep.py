@@ -4,6 +4,8 @@ It follows the expiry indexes, so its cost grows with what is due, not with what
 only the folder of resumable uploads is read as a whole, and it holds what is unfinished.
 Expiry is judged by catalog time, and nothing is swept while the clock is not to be
 believed (invariant 10). A hold outlives every expiry.
+
+`cas.forgetting` has what it ends of workflows.
 """
 
 from __future__ import annotations
@@ -15,9 +17,26 @@ from typing import TypeVar, final
 import msgspec
 
 from cas.catalog import Catalog, Key, Snapshot, Transaction
+from cas.events import REMEMBERED_US, event_is_over
+from cas.forgetting import (
+    POSTPONED_US,
+    Due,
+    Forgotten,
+    execute_forgetting,
+    is_due,
+    plan_forgetting,
+)
 from cas.partial_files import PartialFiles
 from cas.partials import partials_of
-from cas.records import EXPIRED, Event, Partial, PendingUpload, Record, StoredFile
+from cas.records import (
+    EXPIRED,
+    Event,
+    Partial,
+    PendingUpload,
+    Record,
+    StoredFile,
+    Subscription,
+)
 from cas.uploads import close_upload
 
 R = TypeVar("R", bound=Record)
@@ -39,10 +58,17 @@ class SweepPlan(msgspec.Struct, frozen=True):
     partial_ids: list[str] = []
     event_ids: list[str] = []
     leftovers: list[str] = []  # files of partials that have no record any more
+    workflows: Due = Due()
+    keep_us: int = REMEMBERED_US  # how long events and what has ended are remembered
 
     def __bool__(self) -> bool:
         return bool(
-            self.file_ids or self.upload_ids or self.partial_ids or self.event_ids or self.leftovers
+            self.file_ids
+            or self.upload_ids
+            or self.partial_ids
+            or self.event_ids
+            or self.leftovers
+            or self.workflows
         )
 
 
@@ -55,6 +81,13 @@ class Swept(msgspec.Struct, frozen=True):
     partials: int = 0
     events: int = 0
     leftovers: int = 0
+    workflows: Forgotten = Forgotten()
+
+    @property
+    def total(self) -> int:
+        """Everything together: 0 when there was nothing to do."""
+        ended = self.files + self.uploads + self.partials + self.events + self.leftovers
+        return ended + self.workflows.total
 
 
 def plan_sweep(
@@ -63,10 +96,11 @@ def plan_sweep(
     limit: int = 10_000,
     *,
     partial_files: PartialFiles | None = None,
+    keep_us: int = REMEMBERED_US,
 ) -> SweepPlan:
     """Up to `limit` of each kind whose time is over at `now_us` (catalog time).
 
-    Leftovers are looked for where `partial_files` are given.
+    Leftovers are looked for where `partial_files` are given. `keep_us` is `[events] keep`.
     """
     due = (now_us + 1,)
     files = _due_files(snapshot, due, limit)
@@ -80,8 +114,10 @@ def plan_sweep(
         [file.storage_ref for file in files],
         [upload.upload_id for upload in uploads],
         [partial.partial_id for partial in partials if partial.undated_at is None],
-        [event.event_id for event in events],
+        [event.event_id for event in events if event.undated_at is None],
         sorted(name for name in names if snapshot.get(Partial, name) is None)[:limit],
+        plan_forgetting(snapshot, now_us, keep_us, limit),
+        keep_us,
     )
 
 
@@ -116,18 +152,17 @@ def execute_sweep(
         # Another piece may have come.
         return partial.undated_at is None and partial.expires_at <= now_us
 
-    def event_is_due(event: Event) -> bool:
-        return event.expires_at is not None and event.expires_at <= now_us
-
     files = len(_end(catalog, StoredFile, plan.file_ids, file_is_due))
     ended = _end(catalog, Partial, plan.partial_ids, partial_is_due)
     uploads = 0
     for upload_id in plan.upload_ids:
-        unfinished = _end_upload(catalog, upload_id, now_us)
+        unfinished = _end_upload(catalog, upload_id, now_us, plan.keep_us)
         if unfinished is not None:
             uploads += 1
             ended += unfinished
-    events = len(_end(catalog, Event, plan.event_ids, event_is_due))
+    # Waits first: they keep the events that they were given.
+    forgotten = execute_forgetting(catalog, plan.workflows, now_us, plan.keep_us)
+    events = _end_events(catalog, plan.event_ids, now_us)
     leftovers = 0
     if partial_files is not None:
         _remove(partial_files, ended)
@@ -135,7 +170,7 @@ def execute_sweep(
             # Listed before this snapshot, unlike those of the plan: see `leftovers` there.
             over = [name for name in plan.leftovers if snapshot.get(Partial, name) is None]
         leftovers = _remove(partial_files, over)
-    return Swept(files, uploads, len(ended), events, leftovers)
+    return Swept(files, uploads, len(ended), events, leftovers, forgotten)
 
 
 def _end(
@@ -158,7 +193,37 @@ def _end(
     return ended
 
 
-def _end_upload(catalog: Catalog, upload_id: str, now_us: int) -> list[str] | None:
+def _end_events(catalog: Catalog, event_ids: list[str], now_us: int) -> int:
+    """Remove the events that are due, but those that a wait was given: it may ask again. They
+    are given to no other one from now on. Those of a run that is open stay as they are."""
+    ended = 0
+    for chunk in _chunks(event_ids):
+
+        def end(txn: Transaction, chunk: list[str] = chunk) -> int:
+            gone = 0
+            for identifier in chunk:
+                event = txn.get(Event, identifier)
+                if event is None or not is_due(event.expires_at, event.undated_at, now_us):
+                    continue
+                later_us = now_us + POSTPONED_US
+                if not event_is_over(txn, event, now_us):
+                    txn.replace(msgspec.structs.replace(event, expires_at=later_us))
+                elif txn.range(Subscription, "event", (identifier,), limit=1):
+                    txn.replace(
+                        msgspec.structs.replace(
+                            event, open_for=None, once=False, expires_at=later_us
+                        )
+                    )
+                else:
+                    txn.delete(event)
+                    gone += 1
+            return gone
+
+        ended += catalog.write(end, actor=_ACTOR)
+    return ended
+
+
+def _end_upload(catalog: Catalog, upload_id: str, now_us: int, keep_us: int) -> list[str] | None:
     """Expire one upload; returns its unfinished partials, None when it is not due.
 
     One a transaction: an upload may have a thousand slots to let go of.
@@ -169,7 +234,7 @@ def _end_upload(catalog: Catalog, upload_id: str, now_us: int) -> list[str] | No
         if upload is None or upload.open_until is None or upload.open_until > now_us:
             return None
         unfinished = [partial.partial_id for partial in partials_of(txn, upload_id)]
-        close_upload(txn, upload, EXPIRED)
+        close_upload(txn, upload, EXPIRED, keep_us)
         return unfinished
 
     return catalog.write(end, actor=_ACTOR)

@@ -6,6 +6,9 @@ counts and usage: what a record adds is in its schema (`Adds`).
     blobs:here        blobs whose bytes are here
     blobs:elsewhere   blobs whose bytes are at targets only, or missing there too
     backlog:<target>  copies that are wanted there
+    waits_for:<topic>, waits_of:<tenant>
+                      waits for events (`cas.events`), without bytes
+    values_of:<run>   what the steps of a run came to
 """
 
 from __future__ import annotations
@@ -32,6 +35,22 @@ def blobs_elsewhere(snapshot: Snapshot) -> Total:
 def backlog_of(snapshot: Snapshot, target: str) -> Total:
     """How many copies are wanted at a target, and their bytes."""
     return _total(snapshot, f"backlog:{target}")
+
+
+def waits_for(snapshot: Snapshot, about: str) -> int:
+    """How many wait for a topic (`cas.events.topic`), those included whose time is over and
+    who have not noticed."""
+    return _total(snapshot, f"waits_for:{about}").count
+
+
+def waits_of(snapshot: Snapshot, tenant_id: str) -> int:
+    """How many waits of a tenant's clients there are that nobody has claimed."""
+    return _total(snapshot, f"waits_of:{tenant_id}").count
+
+
+def values_of(snapshot: Snapshot, run_id: str) -> int:
+    """How many bytes the results of a run's steps have, and what else is kept beside them."""
+    return _total(snapshot, f"values_of:{run_id}").size_bytes
 
 
 def _total(snapshot: Snapshot, name: str) -> Total:
@@ -79,13 +98,11 @@ def _counted(snapshot: Snapshot) -> dict[str, Total]:
     """Every total, added up from all records."""
     sums: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
     for kind in RECORDS:
-        adds = kind.schema.adds
-        if adds is None:
+        if not kind.schema.adds:
             continue
         for record in chain.from_iterable(pages(snapshot, kind)):
-            value = getattr(record, adds.by)
-            if value is not None:
-                total = sums[f"{adds.to}:{value}"]
+            for part in filter(None, (adds.part(record) for adds in kind.schema.adds)):
+                total = sums[part[0]]
                 total[0] += 1
-                total[1] += getattr(record, adds.size_bytes)
+                total[1] += part[1]
     return {name: Total(name, count, size_bytes) for name, (count, size_bytes) in sums.items()}

@@ -36,9 +36,10 @@ from cas.errors import (
     SlotTaken,
     UploadClosed,
 )
-from cas.events import append_event
+from cas.events import REMEMBERED_US, append_event
 from cas.files import DEFAULT_CONTENT_TYPE, PAGE_MAX, Naming, Page
 from cas.identifiers import new_id
+from cas.once import OnceKey, once
 from cas.opening import Opener
 from cas.partial_files import PartialFiles
 from cas.partials import Partials, Progress, drop_partials, partials_of
@@ -104,6 +105,7 @@ class Policy:
     scheme: str
     partial_expiry_us: int
     quota: Quota = NO_QUOTA
+    event_keep_us: int = REMEMBERED_US  # for a workflow that asks how it ended later
 
 
 @final
@@ -129,10 +131,12 @@ class Uploads:
         self._request_id = request_id
         self._now_us = now_us
 
-    def request(self, wanted: UploadRequest) -> PendingUpload:
+    def request(self, wanted: UploadRequest, key: OnceKey | None = None) -> PendingUpload:
         """Record a request and make its token; durable on return.
 
-        Raises InvalidRequest, InvalidName with the field's value and the reason.
+        Where the same `key` was used before, the upload of that time is returned as it is now,
+        and none is made. Raises InvalidRequest, InvalidName with the field's value and the
+        reason, KeyReused where the key was used for another request.
         """
         _check(wanted)
         policy = self._policy
@@ -143,7 +147,7 @@ class Uploads:
             else wanted.expires_in_s * SECOND_US
         )
 
-        def insert(txn: Transaction) -> PendingUpload:
+        def insert(txn: Transaction) -> str:
             upload_id = new_id(txn.now_us)
             upload = PendingUpload(
                 upload_id=upload_id,
@@ -167,11 +171,20 @@ class Uploads:
                 undated_at=None if txn.believed else txn.now_us,
             )
             txn.insert(upload)
-            return upload
+            return upload_id
+
+        def insert_once(txn: Transaction) -> PendingUpload:
+            upload_id, _ = once(txn, self._tenant_id, key, lambda: insert(txn))
+            upload = txn.get(PendingUpload, upload_id)
+            if upload is None:
+                raise NotFound("upload", upload_id)
+            return as_of(upload, txn.now_us)
 
         while True:
             try:
-                return self._catalog.write(insert, actor=self._actor, request_id=self._request_id)
+                return self._catalog.write(
+                    insert_once, actor=self._actor, request_id=self._request_id
+                )
             except RecordExists:
                 continue  # the token is taken: once in 10^14 tries
 
@@ -214,7 +227,7 @@ class Uploads:
             upload = as_of(upload, txn.now_us)
             if upload.status != PENDING:
                 raise UploadClosed(upload.status)
-            return close_upload(txn, upload, CANCELLED)
+            return close_upload(txn, upload, CANCELLED, self._policy.event_keep_us)
 
         link = self.get(token)
         unfinished = link.partials()
@@ -500,7 +513,13 @@ class UploadLink:
         )
         txn.replace(upload)
         done = Completion(upload, files, [slot.filename for slot in slots])
-        append_event(txn, upload.tenant_id, upload.event_name, resume_payload(done))
+        append_event(
+            txn,
+            upload.tenant_id,
+            upload.event_name,
+            resume_payload(done),
+            keep_us=self._policy.event_keep_us,
+        )
         if upload.callback_url is not None:
             message = callback_payload(done)
             enqueue(txn, upload.tenant_id, CALLBACK, upload.upload_id, upload.callback_url, message)
@@ -658,13 +677,18 @@ def as_of(upload: PendingUpload, now_us: int) -> PendingUpload:
     return upload
 
 
-def close_upload(txn: Transaction, upload: PendingUpload, status: str) -> PendingUpload:
-    """End an upload without files: its slots let go of their bytes."""
+def close_upload(
+    txn: Transaction, upload: PendingUpload, status: str, keep_us: int
+) -> PendingUpload:
+    """End an upload without files: its slots let go of their bytes, and a workflow that waits
+    for it hears that nothing will come. The event of it is kept for `keep_us`."""
     drop_partials(txn, upload.upload_id)
     for slot in slots_of(txn, upload):
         txn.delete(slot)
     upload = msgspec.structs.replace(upload, status=status, open_until=None, undated_at=None)
     txn.replace(upload)
+    ended = {"status": status, "files": []}
+    append_event(txn, upload.tenant_id, upload.event_name, ended, keep_us=keep_us)
     return upload
 
 
@@ -735,10 +759,11 @@ def _check(wanted: UploadRequest) -> None:
             raise InvalidRequest(kind, "allowed_types holds extensions such as pdf or jpg")
     for url in (wanted.callback_url, wanted.redirect_url):
         if url is not None:
-            _check_url(url)
+            check_url(url)
 
 
-def _check_url(url: str) -> None:
+def check_url(url: str) -> None:
+    """Pass an address that people or programs are sent to; raises InvalidRequest."""
     try:
         parts = urlsplit(url)
         host = parts.hostname

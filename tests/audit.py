@@ -26,6 +26,7 @@ from cas.records import (
     Record,
     Replica,
     StoredFile,
+    Subscription,
     Total,
     UploadFile,
     Usage,
@@ -76,7 +77,7 @@ def usage_counted(snapshot: LmdbSnapshot) -> dict[str, Usage]:
 
 
 def totals_counted(snapshot: LmdbSnapshot) -> dict[str, Total]:
-    """What all blobs and rows add up to, by the records themselves."""
+    """What all blobs, rows and waits add up to, by the records themselves."""
     count: Counter[str] = Counter()
     size_bytes: Counter[str] = Counter()
     for record in records_in(snapshot):
@@ -84,6 +85,13 @@ def totals_counted(snapshot: LmdbSnapshot) -> dict[str, Total]:
             name = "blobs:here" if record.local else "blobs:elsewhere"
         elif isinstance(record, Replica) and record.queue is not None:
             name = f"backlog:{record.queue}"
+        elif isinstance(record, Subscription):
+            if record.waiting_for is not None:
+                count[f"waits_for:{record.waiting_for}"] += 1
+            asked = record.workflow_run_id == "direct" or record.step.startswith("waiter:")
+            if asked and record.claimed_at is None:
+                count[f"waits_of:{record.tenant_id}"] += 1
+            continue
         else:
             continue
         count[name] += 1

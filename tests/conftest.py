@@ -62,6 +62,16 @@ def root(disk_folder: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
+def memory() -> Iterator[Path]:
+    """An empty folder in memory, for stories that are not about what a disk keeps."""
+    place = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(
+        prefix="blobcask-", dir=place if place.is_dir() else None
+    ) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
 def clock() -> HandClock:
     """A clock that the test moves."""
     return HandClock()

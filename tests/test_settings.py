@@ -477,3 +477,45 @@ def test_settings_cannot_be_changed() -> None:
         Settings().store.root = Path("/")  # type: ignore[misc]
     changed = msgspec.structs.replace(Settings().store, root=Path("/"))
     assert changed.root == Path("/")
+
+
+# --- mail
+
+
+MAIL = "[mail]\nhost = mail.example.org\nsender = Approvals <approvals@example.org>\n"
+
+
+def test_a_mail_server_and_a_sender_are_enough(ini: Path) -> None:
+    ini.write_text(MAIL)
+    mail = load_settings(ini, {}).mail
+    assert (mail.host, mail.port, mail.security) == ("mail.example.org", 587, "starttls")
+    assert mail.sender == "Approvals <approvals@example.org>"
+
+
+@pytest.mark.parametrize(
+    ("more", "key", "why"),
+    [
+        ({"SENDER": ""}, "sender", "host needs it"),
+        ({"SENDER": "approvals"}, "sender", "no address such as"),
+        ({"SENDER": "a@example.org, b@example.org"}, "sender", "no address such as"),
+        ({"HOST": "smtp://mail.example.org"}, "host", "no URL"),
+        ({"USER": "us"}, "password", "belong together"),
+        ({"PASSWORD": "secret"}, "user", "belong together"),
+        ({"USER": "us", "PASSWORD": "s", "SECURITY": "none"}, "security", "in the clear"),
+        ({"SECURITY": "ssl"}, "security", "'starttls', 'tls' or 'none'"),
+        ({"PORT": "0"}, "port", "at least 1"),
+    ],
+)
+def test_what_no_mail_could_be_sent_with_is_refused(
+    ini: Path, more: dict[str, str], key: str, why: str
+) -> None:
+    environ = {f"BLOBCASK_MAIL__{name}": value for name, value in more.items()}
+    refused = refusal(ini, MAIL, environ)
+    assert (refused.section, refused.key) == ("mail", key)
+    assert why in refused.reason
+    assert "secret" not in str(refused)
+
+
+def test_without_a_mail_server_the_other_settings_of_mail_may_wait(ini: Path) -> None:
+    ini.write_text("[mail]\nuser = us\nsecurity = none\n")
+    assert load_settings(ini, {}).mail.host == ""

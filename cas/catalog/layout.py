@@ -19,7 +19,7 @@ import msgspec
 
 from cas.catalog.tuples import KEY_BYTES_MAX, component, pack
 from cas.errors import IndexDamaged
-from cas.records import RECORDS, Adds, Counts, Record
+from cas.records import RECORDS, Counts, Record
 
 STATE_BYTES = 16
 _STATE_MODULUS = 1 << (8 * STATE_BYTES)
@@ -66,20 +66,6 @@ def _sharer(counts: Counts) -> Callable[[Record], Share]:
     return share
 
 
-Part = tuple[str, int]  # of one record in a `Total`: its name, bytes
-
-
-def _adder(adds: Adds) -> Callable[[Record], Part | None]:
-    values = operator.attrgetter(adds.by, adds.size_bytes)
-    prefix = f"{adds.to}:"
-
-    def part(record: Record) -> Part | None:
-        by, size_bytes = values(record)
-        return None if by is None else (f"{prefix}{by}", size_bytes)
-
-    return part
-
-
 @final
 class Layout:
     """A record type compiled for the index."""
@@ -108,7 +94,7 @@ class Layout:
         self.decode = msgspec.msgpack.Decoder(kind).decode
         self.digests = _getter(schema.digests) if schema.digests else None
         self.shares = _sharer(schema.counts) if schema.counts else None
-        self.adds = _adder(schema.adds) if schema.adds else None
+        self.adds = schema.adds
         names = [(name, fields, True) for name, fields in schema.unique.items()]
         names += [(name, fields, False) for name, fields in schema.indexes.items()]
         self.entries = [

@@ -149,6 +149,10 @@ class Index:
         """Free the reader slots of dead processes; returns how many there were."""
         return self._env.reader_check()
 
+    def last_commit(self) -> int:
+        """The number of the last commit of any process."""
+        return self._env.info()["last_txnid"]
+
     def oldest_reader_lag(self) -> int:
         """How many commits the oldest reader is behind; 0 without readers."""
         last = self._env.info()["last_txnid"]

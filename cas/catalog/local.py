@@ -40,7 +40,8 @@ from cas.catalog.recovery import (
     state_of,
 )
 from cas.catalog.snapshot import LmdbSnapshot
-from cas.clock import DAY_US, SECOND_US, Clock
+from cas.clock import DAY_US, SECOND_US, Clock, read
+from cas.clock import Reading as TimeReading
 from cas.durable import Disk, is_temporary, opened
 from cas.errors import (
     CatalogClosed,
@@ -440,6 +441,15 @@ class LocalCatalog:
         """By how many commits the oldest reader of any process is behind; 0 without readers."""
         self._usable()
         return self._index.oldest_reader_lag()
+
+    def last_commit(self) -> int:
+        """A number that each commit of any process moves on: a look costs about a µs."""
+        self._usable()
+        return self._index.last_commit()
+
+    def time(self) -> TimeReading:
+        """Catalog time as a write at this moment would have it (invariant 10)."""
+        return read(self._clock, self.position().at_us, self._settings.clock_gap_us_max)
 
     @property
     def commits(self) -> tuple[int, int]:

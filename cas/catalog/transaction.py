@@ -289,16 +289,15 @@ class LmdbTransaction(LmdbSnapshot):
 
     def _add_up(self, layout: Layout, old: Record | None, new: Record | None) -> None:
         """Keep each `Total` equal to what the records add to it."""
-        if layout.adds is None:
-            return
-        before = None if old is None else layout.adds(old)
-        after = None if new is None else layout.adds(new)
-        if before == after:
-            return
-        if before is not None:
-            self._sum(before[0], -1, -before[1])
-        if after is not None:
-            self._sum(after[0], 1, after[1])
+        for adds in layout.adds:
+            before = None if old is None else adds.part(old)
+            after = None if new is None else adds.part(new)
+            if before == after:
+                continue
+            if before is not None:
+                self._sum(before[0], -1, -before[1])
+            if after is not None:
+                self._sum(after[0], 1, after[1])
 
     def _sum(self, name: str, count: int, size_bytes: int) -> None:
         key = pack((name,))

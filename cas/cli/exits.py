@@ -33,6 +33,11 @@ EXITS: tuple[tuple[type[BaseException], int, str], ...] = (
     (errors.AccessDenied, 12, "the server does not accept the token for this"),
     (errors.ServerRefused, 13, "the server gives no usable answer"),
     (errors.ServerUnreachable, 13, "the server gives no usable answer"),
+    (errors.ToolFailed, 13, "the server gives no usable answer"),
+    (errors.TooManyWaiters, 13, "the server gives no usable answer"),
+    (errors.SecretSealed, 8, "the store cannot serve: busy, failed or unsuitable"),
+    (errors.BadSignature, 12, "the server does not accept the token for this"),
+    (errors.LinkExpired, 12, "the server does not accept the token for this"),
     (errors.BlobcaskError, 1, "any other error"),
     (OSError, 10, "the system refused: no permission, no such source, I/O error"),
 )

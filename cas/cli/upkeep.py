@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import click
 import msgspec
@@ -13,6 +14,7 @@ from cas.config import parse_duration, parse_size
 from cas.dating import Dated, date_all
 from cas.doctor import examine
 from cas.errors import Conflict
+from cas.forgetting import Due
 from cas.quotas import recount_usage
 from cas.rebuild import rebuild as rebuild_index
 from cas.restored import waits_for_acceptance
@@ -37,7 +39,7 @@ def _refuse_wrong_clock(store: Store) -> None:
 @click.option("--accept-clock", is_flag=True, help="The clock is right, however far it leads.")
 @pass_call
 def sweep(call: Call, dry_run: bool, accept_clock: bool) -> None:
-    """End the files, uploads and events of all tenants whose time is over.
+    """End the files, uploads, events and records of workflows, of all tenants, whose time is over.
 
     Their bytes go with `collect`; those of unfinished resumable uploads go at once. Refuses
     while the clock is not to be believed, until it is accepted once with --accept-clock.
@@ -46,6 +48,7 @@ def sweep(call: Call, dry_run: bool, accept_clock: bool) -> None:
     uploads: list[str] = []
     partials: list[str] = []
     ended_files = ended_uploads = ended_partials = events = leftovers = 0
+    workflows = Counter(Due().counts())
     with call.open() as store:
         if accept_clock and not dry_run:
             store.accept_clock()
@@ -54,13 +57,17 @@ def sweep(call: Call, dry_run: bool, accept_clock: bool) -> None:
         while True:
             with store.catalog.read() as snapshot:
                 plan = plan_sweep(
-                    snapshot, store.now_us(snapshot), partial_files=store.partial_files
+                    snapshot,
+                    store.now_us(snapshot),
+                    partial_files=store.partial_files,
+                    keep_us=store.settings.events.keep,
                 )
             references += plan.references
             uploads += plan.upload_ids
             partials += plan.partial_ids
             if dry_run:
                 events, leftovers = len(plan.event_ids), len(plan.leftovers)
+                workflows.update(plan.workflows.counts())
             if dry_run or not plan:
                 break
             swept = execute_sweep(store.catalog, plan, partial_files=store.partial_files)
@@ -69,6 +76,7 @@ def sweep(call: Call, dry_run: bool, accept_clock: bool) -> None:
             ended_partials += swept.partials
             events += swept.events
             leftovers += swept.leftovers
+            workflows.update(msgspec.to_builtins(swept.workflows))
     if dry_run:
         ended_files, ended_uploads, ended_partials = len(references), len(uploads), len(partials)
     form = {
@@ -77,6 +85,7 @@ def sweep(call: Call, dry_run: bool, accept_clock: bool) -> None:
         "partials": ended_partials,
         "events": events,
         "leftovers": leftovers,
+        **workflows,
         "dated": msgspec.to_builtins(dated),
         "references": references,
         "upload_ids": uploads,
@@ -91,6 +100,16 @@ def sweep(call: Call, dry_run: bool, accept_clock: bool) -> None:
     if ended_partials or leftovers:
         unfinished = counted(ended_partials, "unfinished upload")
         call.say(f"{unfinished} and {counted(leftovers, 'leftover file')} {done}.")
+    said = {
+        "event": events,
+        "workflow": workflows["runs"],
+        "approval": workflows["approvals"],
+        "webhook": workflows["webhooks"],
+        "wait": workflows["waits"],
+    }
+    if any(said.values()):
+        parts = [counted(count, noun) for noun, count in said.items() if count]
+        call.say(f"{', '.join(parts)} {done}.")
 
 
 @click.command()

@@ -11,9 +11,12 @@ SHA-256, counted here while they were sent, is the one the server stored.
     wire      requests: retries with backoff, problems as errors
     bodies    what is sent: sources, their progress and digest
     files     a tenant's files                uploads   requests for files, and their links
-    values    JSON to records
+    events    posting them, waiting           questions approvals and webhooks
+    runs      of workflows
+    values    JSON to records                 idempotency  doing a thing once
 
-Only this package of `cas` speaks HTTP, and only the command line imports it.
+Only this package of `cas` speaks HTTP, and only the command line and `workflows.remote` import
+it.
 """
 
 from __future__ import annotations
@@ -24,11 +27,23 @@ from types import TracebackType
 from typing import Any, Self, final
 
 from cas.errors import NotFound
+from cas.remote.events import RemoteEvents
 from cas.remote.files import RemoteFiles
+from cas.remote.questions import RemoteApprovals, RemoteWebhooks
+from cas.remote.runs import RemoteRuns
 from cas.remote.uploads import RemoteLink, RemoteUploads
 from cas.remote.wire import PATIENCE_S, Wire
 
-__all__ = ["RemoteFiles", "RemoteLink", "RemoteStore", "RemoteUploads"]
+__all__ = [
+    "RemoteApprovals",
+    "RemoteEvents",
+    "RemoteFiles",
+    "RemoteLink",
+    "RemoteRuns",
+    "RemoteStore",
+    "RemoteUploads",
+    "RemoteWebhooks",
+]
 
 
 @final
@@ -53,6 +68,26 @@ class RemoteStore:
         """The uploads of the token's tenant; raises NotFound for another one."""
         self._check_tenant(tenant_id)
         return RemoteUploads(self._wire)
+
+    def events(self, tenant_id: str = "", actor: str = "") -> RemoteEvents:
+        """The events of the token's tenant; raises NotFound for another one."""
+        self._check_tenant(tenant_id)
+        return RemoteEvents(self._wire, tenant_id or self.tenant_id)
+
+    def approvals(self, tenant_id: str = "", actor: str = "") -> RemoteApprovals:
+        """The approvals of the token's tenant; raises NotFound for another one."""
+        self._check_tenant(tenant_id)
+        return RemoteApprovals(self._wire)
+
+    def webhooks(self, tenant_id: str = "", actor: str = "") -> RemoteWebhooks:
+        """The webhooks of the token's tenant; raises NotFound for another one."""
+        self._check_tenant(tenant_id)
+        return RemoteWebhooks(self._wire)
+
+    def runs(self, tenant_id: str = "", actor: str = "") -> RemoteRuns:
+        """The runs of the token's tenant; raises NotFound for another one."""
+        self._check_tenant(tenant_id)
+        return RemoteRuns(self._wire)
 
     def upload_link(self, token: str) -> RemoteLink:
         """What an upload token opens, without any login; raises NotFound."""

@@ -13,9 +13,11 @@ import msgspec
 from cas.errors import Conflict, DigestMismatch, NotFound, ServerRefused, UploadClosed
 from cas.files import Page
 from cas.hashing import Source
+from cas.once import OnceKey
 from cas.records import COMPLETED, PENDING, PendingUpload, UploadFile
 from cas.remote import values
 from cas.remote.bodies import Outgoing, Progress
+from cas.remote.idempotency import once_header
 from cas.remote.wire import JSON, Wire
 from cas.uploads import UploadRequest
 
@@ -31,12 +33,18 @@ class RemoteUploads:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
 
-    def request(self, wanted: UploadRequest) -> PendingUpload:
-        """Record a request; its link is `url(upload)`. Raises InvalidRequest, AccessDenied.
+    def request(self, wanted: UploadRequest, key: OnceKey | None = None) -> PendingUpload:
+        """Record a request; its link is `url(upload)`. With a `key` that was used before (in
+        the last 24 hours) it is the upload of that time, as it is now.
 
-        A lost answer is not asked for again, since that would make a second link: it is
-        ServerUnreachable, and `list` tells whether the request was made.
+        A lost answer is asked for again, and makes no second link.
+        Raises InvalidRequest, AccessDenied, KeyReused where the key was used for another one.
         """
+        return RemoteLink(self._wire, self.asked(wanted, key)["upload_token"]).upload
+
+    def asked(self, wanted: UploadRequest, key: OnceKey | None = None) -> JSON:
+        """`request`, and the answer as the API gives it: with the address of the page, and
+        signed URLs for the slots."""
         asked = {
             "name": wanted.name,
             "allowed_types": wanted.allowed_types,
@@ -49,8 +57,8 @@ class RemoteUploads:
             "redirect_url": wanted.redirect_url,
             "run": wanted.run,
         }
-        form = self._wire.form("POST", "/api/v1/uploads", form=asked, repeatable=False)
-        return RemoteLink(self._wire, form["upload_token"]).upload
+        headers = once_header(key)
+        return self._wire.form("POST", "/api/v1/uploads", form=asked, headers=headers)
 
     def list(
         self, *, status: str | None = None, cursor: str | None = None, limit: int = 100

@@ -175,7 +175,9 @@ def raise_problem(answer: httpx.Response) -> None:
         problem = _object(answer)
     except BlobcaskError:
         problem = {}
-    code, detail = str(problem.get("code", "")), str(problem.get("detail", answer.reason_phrase))
+    # Where workflows are spoken to, a refusal has the form of requirement 3.
+    code = str(problem.get("code", "")).lower()
+    detail = str(problem.get("detail", problem.get("message", answer.reason_phrase)))
     if status in _AGAIN and code not in _LASTING:
         wait = answer.headers.get("retry-after", "")
         raise Overloaded(status, detail, float(wait) if wait.isascii() and wait.isdecimal() else 0)
@@ -186,7 +188,7 @@ def raise_problem(answer: httpx.Response) -> None:
 
 
 # Answers of 503 that another try would not change.
-_LASTING: Final = frozenset({"blob_unavailable"})
+_LASTING: Final = frozenset({"blob_unavailable", "secret_unavailable"})
 
 _ERRORS: Final[Mapping[str, Callable[[JSON, str], BlobcaskError]]] = {
     "invalid_input": lambda form, text: InvalidRequest("request", text),
@@ -199,6 +201,19 @@ _ERRORS: Final[Mapping[str, Callable[[JSON, str], BlobcaskError]]] = {
     "permission_missing": lambda form, text: errors.AccessDenied(text),
     "not_found": lambda form, text: errors.NotFound("such thing", "at this server"),
     "held": lambda form, text: errors.Held(str(form.get("reference", "the file"))),
+    "idempotency_key_reused": lambda form, text: errors.KeyReused("of this request"),
+    "no_waiting_workflow": lambda form, text: errors.NoWaitingWorkflow(
+        str(form.get("event_name", ""))
+    ),
+    "subscription_taken": lambda form, text: errors.SubscriptionTaken("this event", "given"),
+    "approval_closed": lambda form, text: errors.ApprovalClosed(
+        str(form.get("state", "closed")), form.get("decided_by"), None
+    ),
+    "approval_key_taken": lambda form, text: errors.ApprovalKeyTaken(
+        str(form.get("approval_key", "")), str(form.get("run", ""))
+    ),
+    "webhook_closed": lambda form, text: errors.WebhookClosed(text),
+    "link_expired": lambda form, text: errors.LinkExpired(),
     "upload_closed": lambda form, text: errors.UploadClosed(str(form.get("state", "closed"))),
     "files_refused": lambda form, text: errors.FilesRefused(
         [(one["index"], one["filename"], one["reason"]) for one in form["reasons"]]

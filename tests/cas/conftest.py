@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,13 +29,3 @@ def small_disk(tmp_path: Path, program: Callable[[str], str]) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run([program("umount"), "--lazy", folder], check=True)
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """An empty folder in memory, for stories that are not about what a disk keeps."""
-    place = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(
-        prefix="blobcask-", dir=place if place.is_dir() else None
-    ) as folder:
-        yield Path(folder)

@@ -12,17 +12,22 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
+from cas.catalog import Transaction
 from cas.cli import main
 from cas.clock import DAY_US, HOUR_US, SECOND_US, SystemClock, parse_rfc3339
 from cas.config import Duration, Settings, Size, StoreSettings
 from cas.dating import CLOCK_SEEN, Dated, any_undated, date, date_all, keep_up
 from cas.errors import NotFound, UploadClosed
+from cas.events import IN_VAIN_US, claim, publish, subscribe
 from cas.files import Files, PutItem
+from cas.forgetting import Forgotten
 from cas.forms import stored_file
-from cas.records import PENDING, Mark, StoredFile
+from cas.once import OnceKey, once
+from cas.records import PENDING, Approval, Mark, StoredFile, Subscription, Webhook
 from cas.references import parse_reference
 from cas.remote.values import stored_file as received
 from cas.retention import parse_retention
@@ -234,7 +239,7 @@ def test_an_upload_that_ends_under_a_wrong_clock_waits_for_nothing(
     uploads.cancel(cancelled.upload_token)
     assert done.files[0].undated_at == START_US
     clock.time_us = START_US
-    assert date_all(store.catalog) == Dated(files=1)
+    assert date_all(store.catalog) == Dated(files=1, workflows=2)  # the events of their ends
     again_done = store.upload_link(completed.upload_token).completion()
     assert again_done.upload.status == "completed"
 
@@ -305,7 +310,7 @@ def test_accepting_the_clock_dates_what_waits_from_that_moment(
         file = put(store.files("acme", "ada"), b"one", "days:3650")
     swept = CliRunner().invoke(main, ["sweep", "--accept-clock", "--json", "--root", str(root)])
     form = json.loads(swept.stdout)
-    assert form["dated"] == {"files": 1, "uploads": 0, "partials": 0}
+    assert form["dated"] == {"files": 1, "uploads": 0, "partials": 0, "workflows": 0}
     assert form["references"] == [old.storage_ref]
     with Store.open(root) as store:
         dated = again(store.files("acme", "ada"), file)
@@ -357,3 +362,141 @@ def test_real_processes_under_a_wrong_clock_end_nothing_and_date_what_came(
     assert kept.expires_at is not None
     assert abs(kept.expires_at - kept.created_at - 60 * DAY_US) < SECOND_US
     assert parse_rfc3339("2020-01-01T00:00:00Z") < dated.created_at <= now_us
+
+
+# --- what workflows wait for
+
+
+def subscribed(store: Store, step: str, timeout_us: int | None = HOUR_US) -> Subscription:
+    return store.catalog.write(
+        lambda txn: subscribe(txn, "acme", "run-1", step, "paid", None, timeout_us)
+    )
+
+
+def claims(store: Store, wait: Subscription) -> Subscription:
+    def change(txn: Transaction) -> Subscription:
+        found = txn.get(Subscription, wait.subscription_id)
+        assert found is not None
+        return claim(txn, found, DAY_US)
+
+    return store.catalog.write(change)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wait_that_begins_under_a_wrong_clock_lasts_as_long_as_it_should(
+    store: Store, clock: HandClock, wrong: str
+) -> None:
+    store.files("acme", "ada").put(b"x", name="x")
+    clock.time_us = WRONG[wrong]
+    wait = subscribed(store, "a")
+    forever = subscribed(store, "b", None)
+    assert (wait.open_until, forever.undated_at) == (None, None)
+    assert claims(store, wait).claimed_at is None
+
+    clock.time_us = START_US + 20 * DAY_US
+    assert claims(store, wait).claimed_at is None  # even before the dating
+    assert date_all(store.catalog) == Dated(workflows=1)
+    clock.advance(HOUR_US - 1)
+    assert claims(store, wait).claimed_at is None
+    clock.advance(1)
+    assert claims(store, wait).claimed_at == clock.now_us()
+    assert claims(store, forever).claimed_at is None
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_ended_under_a_wrong_clock_is_remembered_as_long_as_it_should(
+    store: Store, clock: HandClock, wrong: str
+) -> None:
+    wait = subscribed(store, "a")
+    clock.time_us = WRONG[wrong]
+    event, _ = store.catalog.write(
+        lambda txn: publish(txn, "acme", "paid", b"1", open_us=2 * DAY_US)
+    )
+    store.catalog.write(
+        lambda txn: once(txn, "acme", OnceKey("events", "a", keep_us=DAY_US), lambda: "1")
+    )
+    claims(store, wait)
+    clock.time_us = START_US + 20 * DAY_US
+    assert sweep(store).total == 0
+    assert date_all(store.catalog) == Dated(workflows=3)
+    assert not any_undated(store.catalog)
+    clock.advance(DAY_US - 1)
+    assert sweep(store).total == 0
+    clock.advance(1)
+    assert sweep(store).workflows == Forgotten(waits=1, keys=1)
+    assert subscribed(store, "b").event_id == event.event_id
+    clock.advance(DAY_US)
+    assert subscribed(store, "c").event_id is None
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("begun_before", [True, False])
+def test_what_was_given_to_a_wait_under_a_wrong_clock_is_kept_for_it(
+    store: Store, clock: HandClock, wrong: str, begun_before: bool
+) -> None:
+    if begun_before:
+        wait = subscribed(store, "a")
+    clock.time_us = WRONG[wrong]
+    if not begun_before:
+        wait = subscribed(store, "a")
+    event, _ = store.catalog.write(lambda txn: publish(txn, "acme", "paid", b"1"))
+    clock.time_us, clock.trusted = START_US + 200 * DAY_US, True
+    assert sweep(store).total == 0  # before the dating
+    assert date_all(store.catalog) == Dated(workflows=2)
+    assert not any_undated(store.catalog)
+    clock.advance(30 * DAY_US - 1)
+    assert sweep(store).workflows == Forgotten()
+    assert claims(store, wait).event_id == event.event_id
+
+
+def test_a_wait_that_was_over_under_a_wrong_clock_tells_so_for_as_long_as_it_should(
+    store: Store, clock: HandClock
+) -> None:
+    def subscribed_with(run: str, step: str) -> Subscription:
+        return store.catalog.write(lambda txn: subscribe(txn, "acme", run, step, "paid", "k", None))
+
+    client = subscribed_with("direct", "waiter:a")
+    clock.time_us = 0
+    subscribed_with("run-1", "a")  # takes the key
+    clock.time_us, clock.trusted = START_US + 200 * DAY_US, True
+    assert sweep(store).total == 0
+    assert date_all(store.catalog) == Dated(workflows=1)
+    clock.advance(IN_VAIN_US - 1)
+    assert sweep(store).total == 0
+    assert claims(store, client).event_id is None
+    clock.advance(IN_VAIN_US)
+    assert sweep(store).workflows == Forgotten(waits=1)
+
+
+def test_approvals_and_webhooks_are_dated_with_the_rest(store: Store, clock: HandClock) -> None:
+    """Their terms count on, from the moment in which the clock is believed again."""
+    term_us = 3 * DAY_US
+    approval = Approval(
+        "a", "acme", "run-1", "pay", "Pay?", "", ["ada"], False, None, PENDING, START_US, "run",
+        START_US + term_us, None, undated_at=START_US,
+    )  # fmt: skip
+    closed = msgspec.structs.replace(
+        approval, approval_id="b", status="approved", forget_at=START_US + term_us
+    )
+    webhook = Webhook(
+        "a", "acme", "run-1", "push", "github", "s", b"{}", "pushed", None, [], False, START_US,
+        "run", START_US + term_us, undated_at=START_US,
+    )  # fmt: skip
+
+    def change(txn: Transaction) -> None:
+        for record in (approval, closed, webhook):
+            txn.insert(record)
+
+    store.catalog.write(change)
+    clock.advance(5 * DAY_US)
+    assert date(store.catalog) == Dated(workflows=3)
+    ends_us = clock.now_us() + term_us
+    with store.catalog.read() as snapshot:
+        opened, ended = snapshot.range(Approval, "")
+        [called] = snapshot.range(Webhook, "")
+    assert (opened.expires_at, opened.open_until, opened.forget_at) == (ends_us, ends_us, None)
+    assert (ended.open_until, ended.forget_at) == (None, ends_us)
+    assert called.expires_at == ends_us
+    assert sweep(store).total == 0
+    clock.advance(term_us)
+    assert sweep(store).workflows == Forgotten(approvals=2, webhooks=1)

@@ -14,7 +14,7 @@ import pytest
 
 from cas.catalog import Transaction
 from cas.clock import HOUR_US
-from cas.config import Duration, Settings, Size, StoreSettings
+from cas.config import Duration, MailSettings, Settings, Size, StoreSettings, Word
 from cas.doctor import Finding, examine, examine_store
 from cas.files import Files
 from cas.records import Blob, StoredFile
@@ -253,6 +253,17 @@ def test_keys_that_others_may_read_are_told(store: Store, root: Path) -> None:
     (root / "keys/signing").chmod(0o640)
     finding = the_only(found(store))
     assert finding.mend == f"chmod 600 {root / 'keys/signing'}"
+
+
+def test_mails_whose_links_lead_nowhere_and_authorities_that_are_not_there_are_told(
+    root: Path,
+) -> None:
+    missing = root.parent / "no such authorities.pem"
+    mail = MailSettings(Word("mail.example.org"), sender=Word("a@example.org"), ca_file=missing)
+    with Store.open(root, msgspec.structs.replace(SETTINGS, mail=mail)) as store:
+        links, authorities = found(store)
+    assert (links.severity, "public_url" in links.what) == ("note", True)
+    assert (authorities.severity, str(missing) in authorities.what) == ("trouble", True)
 
 
 def test_a_disk_that_is_nearly_full_is_told(root: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import gzip
+import json
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cas import replicas
@@ -17,9 +19,21 @@ from cas.digest import digest_of
 from cas.doctor import examine
 from cas.durable import DISK, Disk
 from cas.errors import BlobcaskError, StoreFull
+from cas.events import REMEMBERED_US, publish, subscribe
 from cas.format import FORMAT_VERSION, STEPS
 from cas.quotas import usage_of
-from cas.records import PENDING, Mark, PendingUpload, StoredFile, Total, UploadFile, Usage
+from cas.records import (
+    COMPLETED,
+    PENDING,
+    Event,
+    Mark,
+    PendingUpload,
+    StoredFile,
+    Subscription,
+    Total,
+    UploadFile,
+    Usage,
+)
 from cas.store import Store
 from cas.totals import blobs_here
 from tests.audit import assert_well, audit
@@ -286,3 +300,90 @@ def test_totals_that_writes_kept_before_the_count_are_stated_anew(
         with store.catalog.read() as snapshot:
             assert blobs_here(snapshot) == Total("blobs:here", 5, 25)
         audit(store)
+
+
+# --- format 3
+
+# Of the last version of format 3, with a target: acme's completed upload ("done"), an open one
+# with a filled slot, a cancelled one, and a file; other's completed upload.
+JOURNAL_3 = Path(__file__).with_name("version_3.log.gz")
+CONTENTS_3 = (b"one", b"done", b"slot zero")
+
+
+def version_3(root: Path) -> Path:
+    """A store of format 3 as it comes from a copy: without an index."""
+    blobs = BlobFiles(root)
+    blobs.create()
+    journal = root / "catalog/journal"
+    journal.mkdir(parents=True)
+    journal.with_name("checkpoints").mkdir()
+    (journal / "1-00000000000000000001.log").write_bytes(gzip.decompress(JOURNAL_3.read_bytes()))
+    for content in CONTENTS_3:
+        blobs.path(digest_of(content)).write_bytes(content)
+    (root / "VERSION").write_text("3\n")
+    return root
+
+
+def wait_for_upload(store: Store, upload: PendingUpload) -> Subscription:
+    return store.catalog.write(
+        lambda txn: subscribe(txn, upload.tenant_id, "run-1", "wait", upload.event_name, None, None)
+    )
+
+
+def assert_upgraded_3(root: Path, clock: HandClock) -> None:
+    """A workflow that is written now waits for an upload that was completed before."""
+    with opened(root, clock) as store:
+        assert (root / "VERSION").read_text() == f"{FORMAT_VERSION}\n"
+        with store.catalog.read() as snapshot:
+            (done,) = snapshot.range(PendingUpload, "status", ("acme", COMPLETED))
+            (pending,) = snapshot.range(PendingUpload, "status", ("acme", PENDING))
+            assert snapshot.get(Mark, "events_opened") == Mark("events_opened", "4")
+            events = snapshot.range(Event, "")
+        assert [event.workflow_run_id for event in events] == ["", ""]
+        assert [event.expires_at for event in events] == [clock.now_us() + REMEMBERED_US] * 2
+        wait = wait_for_upload(store, done)
+        assert wait.event_id == events[0].event_id
+        assert json.loads(events[0].payload)["files"][0]["filename"] == "d.txt"
+        assert wait_for_upload(store, msgspec.structs.replace(done, tenant_id="else")).event_id is (
+            None
+        )
+        assert pending.open_until
+        audit(store)
+        assert_well(store)
+
+
+def test_a_store_of_format_3_opens_with_its_events_for_later_waits(
+    memory: Path, clock: HandClock
+) -> None:
+    root = version_3(memory / "store")
+    assert_upgraded_3(root, clock)
+    assert_upgraded_3(root, clock)
+
+
+def test_an_upgrade_from_format_3_that_stops_anywhere_is_done_by_the_next_opening(
+    memory: Path, clock: HandClock
+) -> None:
+    whole = TracedDisk()
+    opened(version_3(memory / "whole"), clock, whole).close()
+    for number, step in enumerate(whole.steps):
+        root = version_3(memory / f"{number}-{step}")
+        broken = TracedDisk(fail_at=number, code=errno.EIO)
+        with suppress(OSError, BlobcaskError):
+            opened(root, clock, broken).close()
+        assert broken.failed == step
+        if (root / "VERSION").read_text() == "3\n":
+            assert journal_of(root) == [gzip.decompress(JOURNAL_3.read_bytes())]
+        assert_upgraded_3(root, clock)
+
+
+def test_opening_events_once_more_leaves_those_that_are_for_nobody_else(
+    memory: Path, clock: HandClock
+) -> None:
+    """A crash between the change and the mark: events of this format came meanwhile."""
+    root = version_3(memory / "store")
+    with opened(root, clock) as store:
+        store.catalog.write(lambda txn: publish(txn, "acme", "told", b"1"))
+        store.catalog.write(lambda txn: txn.delete(Mark("events_opened", "")))
+    with opened(root, clock) as store, store.catalog.read() as snapshot:
+        (told,) = snapshot.range(Event, "name", ("acme", "told"))
+        assert told.open_for is None

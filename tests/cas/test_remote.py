@@ -22,6 +22,7 @@ from cas import errors
 from cas.cli import main
 from cas.digest import digest_of
 from cas.files import PutItem
+from cas.once import step_key
 from cas.records import CANCELLED, PENDING
 from cas.references import parse_reference
 from cas.remote import RemoteStore
@@ -336,6 +337,27 @@ def test_a_file_that_changed_between_two_attempts_is_not_left_in_its_slot(
 
 
 # --- lost connections
+
+
+def test_a_request_whose_answer_was_lost_makes_no_second_link(
+    served: Served, store: RemoteStore
+) -> None:
+    with (
+        broken(served, [40], answers=True) as cut,
+        RemoteStore(cut.address, served.admin) as shaky,
+    ):
+        upload = shaky.uploads().request(UploadRequest("asked for once"))
+        assert cut.connections > 1
+    uploads = [one for one in store.uploads().list().items if one.name == "asked for once"]
+    assert [one.upload_id for one in uploads] == [upload.upload_id]
+
+
+def test_a_key_is_good_for_one_upload(store: RemoteStore) -> None:
+    key = step_key("r1", "collect – " + "x" * 300, "upload")
+    first, again = (store.uploads().request(UploadRequest("keyed"), key) for _ in range(2))
+    assert first == again
+    with pytest.raises(errors.KeyReused):
+        store.uploads().request(UploadRequest("another"), key)
 
 
 def test_a_cut_body_is_sent_again(served: Served) -> None:

@@ -19,6 +19,7 @@ from cas.digest import digest_of
 from cas.durable import DISK, Disk
 from cas.errors import NotFound, StoreBusy, StoreFull, UnsuitableRoot
 from cas.files import Files, PutItem
+from cas.format import FORMAT_VERSION
 from cas.references import parse_reference
 from cas.store import Store
 from cas.uploads import UploadLink, UploadRequest
@@ -49,7 +50,7 @@ def test_a_store_is_made_in_a_new_an_empty_or_a_keyed_folder(
         with open_store(memory / name, clock) as store:
             ids.add(store.store_id())
             store.files("acme", "ada").put(b"abc", name="it")
-        assert (memory / name / "VERSION").read_text() == "3\n"
+        assert (memory / name / "VERSION").read_text() == f"{FORMAT_VERSION}\n"
     assert len(ids) == 4
 
 
@@ -62,7 +63,7 @@ def test_a_folder_with_something_else_in_it_is_refused_and_left_alone(
     assert [path.name for path in memory.iterdir()] == ["photo.jpg"]
 
 
-@pytest.mark.parametrize("text", ["4", "999", "one", "", "-1", "0", "1.0"])
+@pytest.mark.parametrize("text", [str(FORMAT_VERSION + 1), "999", "one", "", "-1", "0", "1.0"])
 def test_another_format_is_refused(memory: Path, clock: HandClock, text: str) -> None:
     open_store(memory / "store", clock).close()
     (memory / "store/VERSION").write_text(text)
@@ -96,7 +97,7 @@ def test_another_process_that_makes_the_same_store_is_no_obstacle(
         open_store(root, clock).close()
     finally:
         patch.undo()
-    assert real(root / "VERSION") == "3\n"
+    assert real(root / "VERSION") == f"{FORMAT_VERSION}\n"
 
 
 def test_eight_processes_make_one_store(memory: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,12 +22,14 @@ from cas.errors import (
     FilesRefused,
     InvalidName,
     InvalidRequest,
+    KeyReused,
     NotFound,
     SizeMismatch,
     SlotTaken,
     TooLarge,
     UploadClosed,
 )
+from cas.once import OnceKey, step_key
 from cas.records import Blob, Event, PendingUpload, StoredFile
 from cas.references import parse_reference
 from cas.retention import FOREVER
@@ -66,6 +69,11 @@ def again(store: Store, link: UploadLink) -> UploadLink:
 def events(store: Store) -> list[Event]:
     with store.catalog.read() as snapshot:
         return snapshot.range(Event, "")
+
+
+def outcomes(store: Store) -> list[dict[str, Any]]:
+    """What the workflows that wait for uploads are told."""
+    return [json.loads(event.payload) for event in events(store)]
 
 
 def blob(store: Store, data: bytes) -> Blob | None:
@@ -364,7 +372,7 @@ def test_a_cancelled_upload_is_closed_and_lets_go_of_its_bytes(
     with pytest.raises(UploadClosed):
         late.completion()
     assert late.slots() == []
-    assert events(store) == []
+    assert outcomes(store) == [{"status": "cancelled", "files": []}]
     clock.advance(DAY_US + 1)
     assert collect(store) == (1 if filled else 0)
     assert audit(store).orphans == []
@@ -393,6 +401,7 @@ def test_an_upload_expires(
         store.uploads("acme", "ada").cancel(link.upload.upload_token)
     sweep(store)
     assert late.slots() == []
+    assert outcomes(store) == [{"status": "expired", "files": []}]
     clock.advance(DAY_US + 1)
     assert collect(store) == (1 if filled else 0)
     assert audit(store).orphans == []
@@ -559,7 +568,7 @@ def test_cancelled_while_completing(store: Store, filled: bool) -> None:
     with pytest.raises(UploadClosed) as closed:
         link.complete()
     assert closed.value.state == "cancelled"
-    assert events(store) == []
+    assert outcomes(store) == [{"status": "cancelled", "files": []}]
 
 
 def test_completed_while_completing(store: Store) -> None:
@@ -659,3 +668,52 @@ def test_a_body_for_an_upload_that_expired_since_it_was_opened_is_refused_unread
     clock.advance(61 * SECOND_US)
     with pytest.raises(UploadClosed):
         link.put(0, Unread(), filename="a.txt")
+
+
+# --- the same request, made again
+
+
+def asked_for(store: Store, key: OnceKey, name: str = "papers", tenant: str = "acme") -> str:
+    return store.uploads(tenant, "ada").request(UploadRequest(name), key).upload_id
+
+
+def test_a_key_makes_one_upload_however_often_it_is_used(store: Store) -> None:
+    key = OnceKey("uploads", "k1", b"papers")
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: asked_for(store, key), range(24)))
+    assert len(set(made)) == 1
+    assert [upload.upload_id for upload in store.uploads("acme", "ada").list().items] == made[:1]
+
+
+def test_a_key_for_another_request_is_refused_and_makes_nothing(store: Store) -> None:
+    asked_for(store, OnceKey("uploads", "k1", b"papers"))
+    with pytest.raises(KeyReused) as refused:
+        asked_for(store, OnceKey("uploads", "k1", b"pictures"), "pictures")
+    assert refused.value.key == "k1"
+    assert [upload.name for upload in store.uploads("acme", "ada").list().items] == ["papers"]
+
+
+def test_keys_belong_to_a_tenant_and_a_scope(store: Store) -> None:
+    keys = [OnceKey(scope, "k1") for scope in ("uploads", "run:r1")]
+    made = {asked_for(store, key, tenant=tenant) for key in keys for tenant in ("acme", "other")}
+    assert len(made) == 4
+
+
+def test_a_key_is_remembered_by_a_store_that_opens_anew_and_shows_how_the_upload_is_now(
+    memory: Path, clock: HandClock
+) -> None:
+    key = step_key("r1", "collect", "upload")
+    with Store.open(memory / "store", SETTINGS, clock=clock) as store:
+        first = store.uploads("acme", "ada").request(UploadRequest("papers"), key)
+        store.uploads("acme", "ada").cancel(first.upload_token)
+    clock.advance(400 * DAY_US)
+    with Store.open(memory / "store", SETTINGS, clock=clock) as store:
+        again = store.uploads("acme", "ada").request(UploadRequest("papers"), key)
+    assert (again.upload_id, again.status) == (first.upload_id, "cancelled")
+
+
+def test_a_request_that_is_refused_uses_no_key_up(store: Store) -> None:
+    key = OnceKey("uploads", "k1", b"papers")
+    with pytest.raises(InvalidRequest):
+        store.uploads("acme", "ada").request(UploadRequest("papers", max_files=0), key)
+    assert asked_for(store, OnceKey("uploads", "k1", b"better"))

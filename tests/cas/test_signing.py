@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from cas.clock import SECOND_US
-from gateway.errors import BadSignature, LinkExpired
-from gateway.signing import DOWNLOAD, SLOT, Claim, Signer
+from cas.errors import BadSignature, LinkExpired
+from cas.signing import DOWNLOAD, SLOT, Claim, Signer
 
 OLD, NEW = b"o" * 32, b"n" * 32
 CLAIM = Claim(SLOT, "PUT", ("Xk9mP2qR", "0"), 1_000, (50,))

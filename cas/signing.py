@@ -1,7 +1,8 @@
 """URLs that carry their own right: HMAC-SHA256 over what they allow, and until when.
 
-Signed are purpose, method, subject (an upload's token and slot, or a file and its name),
-limits and expiry. Not signed are host and path prefix, so that proxies may rewrite both.
+Signed are purpose, method, subject (an upload's token and slot; a file and its name; an
+approval, whom it asks and what the link decides), limits and expiry. Not signed are host and
+path prefix, so that proxies may rewrite both.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import Final, final
 import msgspec
 
 from cas.clock import SECOND_US
-from gateway.errors import BadSignature, LinkExpired
+from cas.errors import BadSignature, LinkExpired
 
 SLOT: Final = "slot"
 DOWNLOAD: Final = "download"
+APPROVAL: Final = "approval"
 
 
 @final
@@ -71,5 +73,5 @@ def _signature(key: bytes, claim: Claim) -> str:
 
 
 def _equal(ours: str, theirs: str) -> bool:
-    """In constant time; the only comparison of secrets in the gateway."""
+    """In constant time."""
     return hmac.compare_digest(ours.encode(), theirs.encode("utf-8", "replace"))

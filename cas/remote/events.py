@@ -1,0 +1,87 @@
+"""Events of the token's tenant at a server: posting them, and waiting for them."""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from typing import Any, Final, final
+from urllib.parse import quote
+
+from cas.once import OnceKey
+from cas.references import DIRECT_RUN
+from cas.remote.idempotency import once_header
+from cas.remote.wire import JSON, Wire
+
+# Of one request: short enough for the proxies in between, and for what servers allow.
+_POLL_S_MAX: Final = 30
+
+
+@final
+class RemoteEvents:
+    """The events and waits of one tenant. Safe for threads."""
+
+    def __init__(self, wire: Wire, tenant_id: str) -> None:
+        self._wire = wire
+        self._path = f"/api/v1/events/{quote(tenant_id, safe='')}"
+
+    def emit(
+        self,
+        event_name: str,
+        payload: Any = None,
+        correlation_key: str | None = None,
+        *,
+        hold_s: int | None = None,
+        key: OnceKey | None = None,
+    ) -> JSON:
+        """Post an event; the answer has `event_id` and `delivered_to`. Durable on return.
+
+        `hold_s`: where nobody waits it is kept so long, for the first wait that begins. A lost
+        answer is asked for again, and makes no second event.
+
+        Raises NoWaitingWorkflow, InvalidRequest, TooLarge, KeyReused, AccessDenied.
+        """
+        asked: JSON = {"event_name": event_name, "payload": payload}
+        if correlation_key is not None:
+            asked["correlation_key"] = correlation_key
+        if hold_s is not None:
+            asked["hold"] = hold_s
+        return self._wire.form("POST", self._path, form=asked, headers=once_header(key))
+
+    def wait(
+        self,
+        event_name: str,
+        correlation_key: str | None = None,
+        timeout_s: float | None = None,
+        *,
+        run: str = DIRECT_RUN,
+        waiter: str | None = None,
+    ) -> JSON:
+        """Block until the event comes or `timeout_s` is over (None: for ever), asking again as
+        often as the server gives up; what comes in between is kept there.
+
+        The answer's `status` is "delivered" or "timeout"; that may come early, where a workflow
+        comes to wait with the same correlation key. Under the name of a `waiter` the same wait
+        is found again, and the same event, by a process that takes over. Another `run` than
+        "direct" needs the permission manage_workflows.
+
+        Raises SubscriptionTaken, InvalidRequest, AccessDenied, ServerUnreachable.
+        """
+        ends_at = None if timeout_s is None else time.monotonic() + timeout_s
+        params: dict[str, str | int | None] = {
+            "event_name": event_name,
+            "correlation_key": correlation_key,
+            "run": None if run == DIRECT_RUN else run,
+            "waiter": waiter or uuid.uuid4().hex,
+        }
+        while True:
+            left_s = _POLL_S_MAX if ends_at is None else max(0.0, ends_at - time.monotonic())
+            # In whole seconds, as the server counts them, and never too short. It may give up
+            # earlier than it was asked to.
+            params["timeout"] = min(_POLL_S_MAX, math.ceil(left_s))
+            if not left_s:
+                # Nothing may be left of it there, which would take an event that others need.
+                params["linger"] = 0
+            form = self._wire.form("GET", f"{self._path}/wait", params=params)
+            if form["status"] != "timeout" or not left_s:
+                return form
