@@ -1,0 +1,1 @@
+"""Events, approvals, webhooks, tools and runs, on real parts."""

@@ -1,0 +1,315 @@
+"""Steps: what they keep, how they fail, and that one run costs the others little."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from highway_dsl import WorkflowBuilder
+
+from cas.errors import RunEnded
+from cas.records import COMPLETED, FAILED, RUNNING, WAITING, PendingUpload, Step, Subscription
+from cas.totals import values_of
+from cas.uploads import UploadRequest
+from tests.workflows.running import ACTOR, TENANT, Bench, bench, scratch, until
+from workflows import runs
+from workflows.definitions import Definition, Retry
+from workflows.engine.steps import _delay_s
+from workflows.runs import RunView
+from workflows.tools import Calling
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Bench]:
+    with scratch() as folder, bench(Path(folder)) as made:
+        made.start()
+        yield made
+
+
+def submitted(made: Bench, tasks: dict[str, Any], **inputs: Any) -> str:
+    """A run of a workflow of highway_dsl's JSON, with what its builder does not offer."""
+    named = {name: {"task_id": name, **task} for name, task in tasks.items()}
+    text = msgspec.json.encode({"name": "w", "tasks": named}).decode()
+    return made.workflows.runs(TENANT, ACTOR).submit(Definition.parse(text), inputs).run_id
+
+
+def result(view: RunView, task: str) -> Any:
+    (step,) = (step for step in view.steps if (step.step_id, step.iteration) == (task, ""))
+    raw = view.value(step)
+    return None if raw is None else msgspec.json.decode(raw)
+
+
+# --- failures
+
+
+@pytest.mark.parametrize(
+    ("delay_s", "factor", "failures", "after_s"),
+    [
+        (1.0, 2.0, 3, 8.0),
+        (1.0, 2.0, 10_000, 86_400.0),
+        (1.0, 1e200, 2, 86_400.0),
+        (0.0, 1e200, 2, 0.0),
+        (0.0, float("inf"), 2, 0.0),
+        (-1.0, 2.0, 1, 0.0),
+    ],
+)
+def test_a_delay_has_an_end(delay_s: float, factor: float, failures: int, after_s: float) -> None:
+    assert _delay_s(Retry(9, delay_s, factor), failures) == after_s
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even that")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (Unspeakable(), "Unspeakable: it cannot be told"),
+        (ValueError("odd \ud800 text"), "ValueError: odd ? text"),
+        (SystemExit(3), "it exited with 3"),
+    ],
+)
+def test_whatever_a_tool_raises_fails_its_step_and_calls_it_no_more(
+    shared: Bench, error: BaseException, told: str
+) -> None:
+    calls = []
+
+    def raises(calling: Calling) -> None:
+        calls.append(calling.run)
+        raise error
+
+    tool = f"t.{type(error).__name__.lower()}"
+    shared.registry.add(tool, raises)
+    flow = WorkflowBuilder(name="failing")
+    flow.task("one", tool)
+    view = shared.run(flow)
+    assert view.run.status == FAILED
+    assert told in view.run.error
+    assert calls == [view.run.run_id]
+
+
+def test_a_failure_that_cannot_be_written_is_written_later(
+    shared: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail, tried = runs.RunLog.fail, []
+
+    def full_once(log: runs.RunLog, *args: Any) -> Step:
+        tried.append(args)
+        if len(tried) == 1:
+            raise OSError("no space")
+        return fail(log, *args)
+
+    monkeypatch.setattr(runs.RunLog, "fail", full_once)
+    flow = WorkflowBuilder(name="failing")
+    flow.task("one", "t.fail", args=["written late"])
+    assert "written late" in shared.run(flow).run.error
+    assert (len(tried), shared.calls["written late"]) == (2, 1)
+
+
+# --- waits
+
+
+@pytest.mark.parametrize("until", ["PT60S", "2999-01-01T00:00:00Z"])
+def test_a_wait_that_its_policy_cuts_short_fails(shared: Bench, until: str) -> None:
+    wait = {"operator_type": "wait", "wait_for": until, "timeout_policy": {"timeout": "PT0.2S"}}
+    view = shared.ended(submitted(shared, {"nap": wait}))
+    assert view.run.error == "nap: wait: it would have taken longer than 0.2 s"
+
+
+def test_a_wait_within_its_policy_completes(shared: Bench) -> None:
+    wait = {"operator_type": "wait", "wait_for": "PT0.1S", "timeout_policy": {"timeout": "PT60S"}}
+    past = {**wait, "wait_for": "2020-01-01T00:00:00Z"}
+    assert shared.ended(submitted(shared, {"a": wait, "b": past})).run.status == COMPLETED
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "1e300", 10**400, "soon", True])
+def test_a_wait_takes_a_number_of_seconds(shared: Bench, seconds: Any) -> None:
+    wait = {"operator_type": "wait", "wait_for": "{{seconds}}"}
+    view = shared.ended(submitted(shared, {"nap": wait}, seconds=seconds))
+    assert view.run.status == FAILED
+    assert "a wait takes" in view.run.error
+
+
+# --- what is known
+
+
+def test_the_items_of_a_loop_are_those_of_its_beginning(shared: Bench) -> None:
+    flow = WorkflowBuilder(name="loop")
+    flow.foreach(
+        "loop",
+        "{{files}}",
+        lambda body: body.task("x", "t.wait", args=["items go"]).task(
+            "y", "t.say", args=["{{item}} {{loop.length}}"]
+        ),
+        dependencies=[],
+    )
+    flow.task("go", "t.wait", args=["change files"], dependencies=[])
+    flow.task("other", "t.say", args=[["p", "q", "r", "s"]], dependencies=["go"])
+    definition = msgspec.json.decode(flow.build().to_json())
+    definition["tasks"]["other"]["result_key"] = "files"
+    run = submitted(shared, definition["tasks"], files=["a", "b", "c"])
+    for number in "012":
+        shared.until_status(run, "x", WAITING, number)
+    shared.until_status(run, "go", WAITING)
+    shared.events.emit("change files", 1)
+    shared.until_status(run, "other", COMPLETED)
+    shared.events.emit("items go", 1)
+    view = shared.ended(run)
+    assert view.run.status == COMPLETED, view
+    assert result(view, "loop") == {"results": ["a 3", "b 3", "c 3"], "count": 3}
+
+
+def test_what_a_step_shows_is_no_value_of_that_name(shared: Bench) -> None:
+    flow = WorkflowBuilder(name="shadows")
+    flow.task("ask", "t.wait", args=["shadow go"], result_key="who", dependencies=[])
+    flow.task("go", "t.wait", args=["shadow first"], dependencies=[])
+    flow.task("early", "t.say", args=["{{who}} {{ask.name}}"], dependencies=["go"])
+    flow.task("late", "t.say", args=["{{who}}"], dependencies=["ask"])
+    run = shared.submit(flow, who="ann")
+    shared.until_status(run, "ask", WAITING)
+    shared.until_status(run, "go", WAITING)
+    assert shared.view(run).variables["who"] == "ann"
+    shared.events.emit("shadow first", 1)
+    shared.until_status(run, "early", COMPLETED)
+    shared.events.emit("shadow go", "bob")
+    view = shared.ended(run)
+    assert (result(view, "early"), result(view, "late")) == ("ann shadow go", "bob")
+    assert view.variables["who"] == "bob"
+
+
+# --- how much
+
+
+def test_the_results_of_a_run_have_a_limit_together(
+    shared: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "VALUES_BYTES_MAX", 5000)
+    flow = WorkflowBuilder(name="much")
+    flow.foreach("each", "{{ns}}", lambda body: body.task("one", "t.say", args=["x" * 1000]))
+    view = shared.run(flow, ns=list(range(8)))
+    assert view.run.status == FAILED
+    assert "of 5000; store them as files" in view.run.error
+    ended = [step.status for step in view.steps if step.step_id == "one"]
+    assert (ended.count(COMPLETED), ended.count(FAILED)) == (4, 4)
+    with shared.store.catalog.read() as snapshot:
+        assert 4000 < values_of(snapshot, view.run.run_id) <= 5000
+
+
+def test_a_step_reads_only_the_results_that_it_names(
+    shared: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    result_of = runs.RunLog.result
+
+    def counted(log: runs.RunLog, step_id: str, iteration: str = "") -> bytes | None:
+        read.append(step_id)
+        return result_of(log, step_id, iteration)
+
+    monkeypatch.setattr(runs.RunLog, "result", counted)
+    flow = WorkflowBuilder(name="frugal")
+    flow.task("a", "t.say", args=["A"])
+    flow.task("b", "t.say", args=["B"], result_key="second")
+    flow.task("c", "t.say", args=["{{second}} {{second}}"])
+    view = shared.run(flow)
+    assert (result(view, "c"), read) == ("B B", ["b"])
+
+
+# --- the end of a run, while a tool works
+
+
+def test_what_a_tool_begins_after_the_end_of_its_run_is_refused(shared: Bench) -> None:
+    works, go, refused = threading.Event(), threading.Event(), threading.Event()
+
+    def late(calling: Calling) -> Any:
+        works.set()
+        go.wait(60)
+        try:
+            calling.place.request_upload(UploadRequest("x", run=calling.run), calling.key("up"))
+        except RunEnded:
+            refused.set()
+            raise
+        return None
+
+    shared.registry.add("t.late", late)
+    flow = WorkflowBuilder(name="late")
+    flow.task("one", "t.late")
+    run = shared.submit(flow)
+    assert works.wait(60)
+    shared.cancel(run)
+    go.set()
+    assert refused.wait(60)
+    with shared.store.catalog.read() as snapshot:
+        uploads = snapshot.range(PendingUpload, "")
+        assert run not in {upload.workflow_run_id for upload in uploads}
+
+
+def test_nothing_is_kept_of_a_run_that_was_cancelled_while_its_tools_worked(root: Path) -> None:
+    works, go = threading.Semaphore(0), threading.Event()
+
+    def slow(calling: Calling) -> str:
+        works.release()
+        go.wait(60)
+        return "too late"
+
+    with bench(root) as made:
+        made.registry.add("t.slow", slow)
+        made.start()
+        flow = WorkflowBuilder(name="slow")
+        flow.task("one", "t.slow")
+        cancelled = [made.submit(flow) for _ in range(3)]
+        for _ in cancelled:
+            assert works.acquire(timeout=60)
+        for run in cancelled:
+            made.cancel(run)
+        runner = made._runner
+        assert runner is not None
+        until(lambda: not runner._known)  # it has let go of them
+        go.set()
+        made.stop()  # waits for those at work
+        assert not runner._steps._unwritten
+        with made.store.catalog.read() as snapshot:
+            assert snapshot.range(Subscription, "") == []
+
+
+def test_a_wait_of_a_run_that_ended_meanwhile_ends_too(root: Path) -> None:
+    """The run ends after its step asked whether it may begin."""
+    with bench(root) as made:
+
+        def ends_first(calling: Calling) -> Any:
+            made.workflows.runs(TENANT, ACTOR).cancel(calling.run)
+            return made.registry.tool("t.wait")(calling, "nobody asks")
+
+        made.registry.add("t.ends_first", ends_first)
+        made.start()
+        flow = WorkflowBuilder(name="ends")
+        flow.task("one", "t.ends_first")
+        run = made.submit(flow)
+        made.ended(run)
+
+        def no_waits() -> bool:
+            with made.store.catalog.read() as snapshot:
+                return not snapshot.range(Subscription, "run", (TENANT, run))
+
+        made.stop()
+        until(no_waits)
+
+
+def test_a_parallel_and_a_join_keep_their_results_as_they_are(shared: Bench) -> None:
+    flow = WorkflowBuilder(name="branches")
+    flow.parallel(
+        "fork",
+        branches={
+            "left": lambda b: b.task("l", "t.say", args=[{"a": [1, None]}]),
+            "right": lambda b: b.wait("r", timedelta(0)),
+        },
+    )
+    flow.task("last", "t.say", args=["{{fork}}"], dependencies=["fork"])
+    view = shared.run(flow)
+    assert result(view, "last") == {"left": {"a": [1, None]}, "right": None}
+    assert RUNNING not in {step.status for step in view.steps}

@@ -1,0 +1,775 @@
+"""Webhooks: what is signed well becomes one event, once, for whom it is."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+from base64 import b64encode
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+import pytest
+
+from cas.catalog import Transaction
+from cas.clock import DAY_US, HOUR_US, SECOND_US
+from cas.config import EventSettings, Settings, Size, StoreSettings
+from cas.dating import date_all
+from cas.errors import (
+    BadSignature,
+    InvalidName,
+    InvalidRequest,
+    KeyReused,
+    NotFound,
+    TooLarge,
+    WebhookClosed,
+)
+from cas.events import claim, subscribe
+from cas.once import OnceKey, step_key
+from cas.records import CANCELLED, Event, Once, Run, Subscription, Webhook
+from cas.store import Store
+from cas.sweep import execute_sweep, plan_sweep
+from tests.clocks import START_US, HandClock
+from workflows.secrets import Secrets
+from workflows.signatures import Address, Call
+from workflows.webhooks import (
+    CALLS_FORGOTTEN_MAX,
+    Taken,
+    WebhookCall,
+    WebhookRequest,
+    Webhooks,
+)
+
+KEY = bytes(range(32))
+SECRET = b"It's a Secret to Everybody"
+STANDARD_SECRET = b"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+SETTINGS = EventSettings()
+RUN = "01900000-0000-7000-8000-000000000001"
+GITHUB_CALL = WebhookRequest("github_pr", "github", "github", run=RUN)
+
+
+@pytest.fixture
+def store(memory: Path, clock: HandClock) -> Iterator[Store]:
+    settings = Settings(store=StoreSettings(min_free=Size(0)))
+    with Store.open(memory / "store", settings, clock=clock) as store:
+        own = secrets(store)
+        own.put("github", SECRET)
+        own.put("stripe", b"whsec_test_secret")
+        own.put("standard", STANDARD_SECRET)
+        own.put("twilio", b"12345")
+        yield store
+
+
+def secrets(store: Store, tenant: str = "acme") -> Secrets:
+    return Secrets(store.catalog, (KEY,), tenant_id=tenant, actor="ann", request_id="")
+
+
+def webhooks(store: Store, tenant: str = "acme") -> Webhooks:
+    return Webhooks(store.catalog, tenant_id=tenant, actor="ann", request_id="r1")
+
+
+def opened(store: Store, webhook: Webhook, settings: EventSettings = SETTINGS) -> WebhookCall:
+    return WebhookCall.open(store.catalog, (KEY,), settings, webhook.webhook_id, "r2")
+
+
+def github(
+    body: bytes,
+    address: Address | None = None,
+    media_type: str = "application/json",
+    **headers: str,
+) -> Call:
+    signature = "sha256=" + hmac.digest(SECRET, body, "sha256").hex()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    given = {"X-Hub-Signature-256": signature, "Content-Type": media_type, **named}
+    return Call(given, body, "https://hooks.example/", address)
+
+
+def stripe(body: bytes, at_us: int) -> Call:
+    at_s = at_us // SECOND_US
+    signed = b"%d.%s" % (at_s, body)
+    signature = hmac.digest(b"whsec_test_secret", signed, "sha256").hex()
+    header = {"Stripe-Signature": f"t={at_s},v1={signature}", "Content-Type": "application/json"}
+    return Call(header, body, "https://hooks.example/")
+
+
+def event(store: Store, taken: Taken) -> Event:
+    assert taken.event_id is not None
+    with store.catalog.read() as snapshot:
+        found = snapshot.get(Event, taken.event_id)
+    assert found is not None
+    return found
+
+
+def events(store: Store) -> list[Event]:
+    with store.catalog.read() as snapshot:
+        return snapshot.range(Event, "", limit=1000)
+
+
+def waited(
+    store: Store, name: str, run: str, key: str | None = None, step: str = "wait"
+) -> Subscription:
+    return store.catalog.write(
+        lambda txn: subscribe(txn, "acme", run, step, name, key, None), actor="ann"
+    )
+
+
+def claimed(store: Store, wait: Subscription) -> dict[str, Any] | None:
+    """The payload of the event that a wait was given."""
+
+    def change(txn: Transaction) -> dict[str, Any] | None:
+        current = txn.get(Subscription, wait.subscription_id)
+        assert current is not None
+        current = claim(txn, current)
+        found = txn.get(Event, current.event_id) if current.event_id else None
+        return None if found is None else json.loads(found.payload)
+
+    return store.catalog.write(change, actor="ann")
+
+
+# --- registering
+
+
+def test_a_webhook_is_what_was_asked_for(store: Store) -> None:
+    wanted = WebhookRequest(
+        "github_pr",
+        "github",
+        "github",
+        event_name="pr.merged",
+        correlation_key="repo-1",
+        allowed_networks=["192.0.2.0/24", "2001:db8::/32"],
+        single_use=True,
+        expires_in_s=3600,
+        run=RUN,
+    )
+    webhook = webhooks(store).register(wanted)
+    assert webhook == webhooks(store).get(webhook.webhook_id)
+    assert (webhook.event_name, webhook.correlation_key) == ("pr.merged", "repo-1")
+    assert webhook.allowed_networks == ["192.0.2.0/24", "2001:db8::/32"]
+    assert (webhook.created_at, webhook.expires_at) == (START_US, START_US + HOUR_US)
+    assert (webhook.created_by, webhook.workflow_run_id, webhook.calls) == ("ann", RUN, 0)
+
+
+def test_an_event_has_the_name_of_its_webhook_when_none_is_asked_for(store: Store) -> None:
+    wanted = WebhookRequest("/github/pr", "github", "github")
+    assert webhooks(store).register(wanted).event_name == "webhook_/github/pr"
+
+
+def test_listing_is_newest_first_by_tenant_and_run(store: Store, clock: HandClock) -> None:
+    secrets(store, "globex").put("github", SECRET)
+    made = []
+    for run in (RUN, "direct", RUN):
+        clock.advance(SECOND_US)
+        made.append(webhooks(store).register(WebhookRequest("x", "github", "github", run=run)))
+    webhooks(store, "globex").register(WebhookRequest("x", "github", "github"))
+    page = webhooks(store).list(limit=2)
+    assert page.items == [made[2], made[1]]
+    assert webhooks(store).list(cursor=page.next_cursor).items == [made[0]]
+    assert webhooks(store).list(run=RUN).items == [made[2], made[0]]
+
+
+def test_webhooks_of_others_are_not_there(store: Store) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    other = webhooks(store, "globex")
+    for act in (other.get, other.remove):
+        with pytest.raises(NotFound):
+            act(webhook.webhook_id)
+    with pytest.raises(InvalidRequest, match="no such secret"):
+        other.register(GITHUB_CALL)
+
+
+def test_a_step_that_begins_again_finds_its_webhook(store: Store) -> None:
+    key = step_key(RUN, "register", "webhook")
+    first = webhooks(store).register(GITHUB_CALL, key)
+    assert webhooks(store).register(GITHUB_CALL, key) == first
+    asked = OnceKey("webhooks", "k", b"one")
+    webhooks(store).register(GITHUB_CALL, asked)
+    with pytest.raises(KeyReused):
+        webhooks(store).register(GITHUB_CALL, OnceKey("webhooks", "k", b"two"))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"name": ""},
+        {"name": "a\nb"},
+        {"name": "x" * 201},
+        {"kind": "gitlab"},
+        {"secret_id": "unknown"},
+        {"signature": {"header": "X"}},
+        {"event_name": "approval_payment"},  # who may post could approve
+        {"event_name": "upload_1"},
+        {"event_name": "x" * 300},
+        {"correlation_key": ""},
+        {"allowed_networks": ["192.0.2.1/24"]},
+        {"allowed_networks": ["github.com"]},
+        {"allowed_networks": ["192.0.2.1"] * 101},
+        {"expires_in_s": 0},
+        {"expires_in_s": 367 * 24 * 3600},
+    ],
+)
+def test_what_cannot_be_right_is_refused(store: Store, changed: dict[str, Any]) -> None:
+    asked = {"name": "x", "kind": "github", "secret_id": "github", **changed}
+    with pytest.raises(InvalidRequest):
+        webhooks(store).register(WebhookRequest(**asked))
+
+
+def test_names_that_no_reference_could_hold_are_refused(store: Store) -> None:
+    for wanted in (
+        WebhookRequest("x", "github", "github", run="a/b"),
+        WebhookRequest("x", "github", "a/b"),
+    ):
+        with pytest.raises(InvalidName):
+            webhooks(store).register(wanted)
+
+
+# --- a call
+
+
+def test_a_call_wakes_the_run_that_waits_for_it(store: Store) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    wait = waited(store, webhook.event_name, RUN)
+    call = github(
+        b'{"action": "closed"}',
+        X_GitHub_Event="pull_request",
+        X_GitHub_Delivery="d1",
+        User_Agent="GitHub-Hookshot/1",
+        Cookie="not told",
+    )
+    taken = opened(store, webhook).take(call)
+    assert (taken.delivered_to, taken.duplicate) == (1, False)
+    assert claimed(store, wait) == {
+        "webhook_id": webhook.webhook_id,
+        "name": "github_pr",
+        "kind": "github",
+        "delivery_id": "d1",
+        "received_at": "2026-01-01T00:00:00Z",
+        "headers": {
+            "content-type": "application/json",
+            "user-agent": "GitHub-Hookshot/1",
+            "x-github-event": "pull_request",
+            "x-github-delivery": "d1",
+        },
+        "body_form": "json",
+        "body": {"action": "closed"},
+    }
+    kept = webhooks(store).get(webhook.webhook_id)
+    assert (kept.calls, kept.consumed_at) == (1, START_US)
+    assert list(store.catalog.changes(0))[-2].actor == f"webhook:{webhook.webhook_id}"
+
+
+def test_a_call_that_comes_first_is_kept_for_one_wait_of_its_run(store: Store) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    taken = opened(store, webhook).take(github(b"{}"))
+    assert taken.delivered_to == 0
+    other = waited(store, webhook.event_name, "01900000-0000-7000-8000-000000000002")
+    first = waited(store, webhook.event_name, RUN)
+    second = waited(store, webhook.event_name, RUN, step="again")
+    assert claimed(store, other) is None
+    assert claimed(store, second) is None
+    told = claimed(store, first)
+    assert told is not None
+    assert told["webhook_id"] == webhook.webhook_id
+
+
+def test_calls_for_no_run_are_for_any_of_the_tenant(store: Store) -> None:
+    webhook = webhooks(store).register(WebhookRequest("ci", "github", "github"))
+    waits = [waited(store, webhook.event_name, run) for run in (RUN, "direct")]
+    assert opened(store, webhook).take(github(b"{}")).delivered_to == 2
+    assert all(claimed(store, wait) for wait in waits)
+
+
+def test_a_correlation_key_says_for_which_wait_it_is(store: Store) -> None:
+    wanted = WebhookRequest("ci", "github", "github", correlation_key="a")
+    webhook = webhooks(store).register(wanted)
+    wrong = waited(store, webhook.event_name, RUN, "b")
+    right = waited(store, webhook.event_name, RUN, "a", step="other")
+    opened(store, webhook).take(github(b"{}"))
+    assert (claimed(store, wrong), bool(claimed(store, right))) == (None, True)
+
+
+def test_a_wrong_signature_leaves_no_trace(store: Store) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    before = store.catalog.position()
+    call = Call({"X-Hub-Signature-256": "sha256=" + "0" * 64}, b"{}", "")
+    with pytest.raises(BadSignature):
+        opened(store, webhook).take(call)
+    assert store.catalog.position() == before
+
+
+@pytest.mark.parametrize("name", ["00000000-0000-7000-8000-000000000000", "f", "", "a\0b"])
+def test_a_webhook_that_is_not_there_is_not_told_apart_from_a_wrong_signature(
+    store: Store, name: str
+) -> None:
+    with pytest.raises(NotFound):
+        WebhookCall.open(store.catalog, (KEY,), SETTINGS, name)
+    webhooks(store).register(GITHUB_CALL)
+    call = WebhookCall.open(store.catalog, (KEY,), SETTINGS, name)
+    with pytest.raises(BadSignature):
+        call.prove(Call({}, b"{}", ""))
+    with pytest.raises(NotFound):  # not even by who signs for the one beside it
+        call.prove(github(b"{}"))
+
+
+def test_the_secret_of_another_tenant_signs_nothing_here(store: Store) -> None:
+    secrets(store, "globex").put("github", b"theirs")
+    webhook = webhooks(store, "globex").register(WebhookRequest("x", "github", "github"))
+    with pytest.raises(BadSignature):
+        opened(store, webhook).take(github(b"{}"))
+
+
+def test_a_secret_that_is_removed_or_changed_is_good_no_more(store: Store) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    secrets(store).put("github", b"new\n" + SECRET)
+    opened(store, webhook).take(github(b"1"))
+    secrets(store).put("github", b"new")
+    with pytest.raises(BadSignature):
+        opened(store, webhook).take(github(b"2"))
+    secrets(store).remove("github")
+    with pytest.raises(BadSignature):
+        opened(store, webhook).take(github(b"2"))
+    empty = "sha256=" + hmac.digest(b"", b"2", "sha256").hex()
+    with pytest.raises(BadSignature):
+        opened(store, webhook).take(Call({"X-Hub-Signature-256": empty}, b"2", ""))
+
+
+def test_lost_keys_are_told_to_the_operator_and_to_nobody_who_calls(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    lost = (bytes(32),)
+    unknown = "00000000-0000-7000-8000-000000000000"
+    refused = WebhookCall.open(store.catalog, lost, SETTINGS, unknown)
+    with pytest.raises(BadSignature):
+        refused.prove(github(b"{}"))
+    assert not caplog.records
+    call = WebhookCall.open(store.catalog, lost, SETTINGS, webhook.webhook_id)
+    empty = "sha256=" + hmac.digest(b"", b"{}", "sha256").hex()
+    for signed in (
+        github(b"{}"),
+        Call({}, b"{}", ""),
+        Call({"X-Hub-Signature-256": empty}, b"{}", ""),
+    ):
+        with pytest.raises(BadSignature):
+            call.prove(signed)
+    (record,) = caplog.records
+    assert (record.levelname, webhook.webhook_id in record.message) == ("ERROR", True)
+    assert "ROOT/keys/secrets" in record.message
+
+
+@pytest.mark.parametrize(
+    ("address", "may"),
+    [
+        ("192.0.2.7", True),
+        ("2001:db8::7", True),
+        ("198.51.100.7", False),
+        (None, False),  # nobody says who it is
+    ],
+)
+def test_only_allowed_networks_may_call(store: Store, address: str | None, may: bool) -> None:
+    wanted = WebhookRequest(
+        "x", "github", "github", allowed_networks=["192.0.2.0/24", "2001:db8::/32"]
+    )
+    webhook = webhooks(store).register(wanted)
+    call = github(b"{}", None if address is None else ipaddress.ip_address(address))
+    if may:
+        assert opened(store, webhook).take(call).event_id
+    else:
+        with pytest.raises(BadSignature):
+            opened(store, webhook).take(call)
+        assert events(store) == []
+
+
+def test_a_body_has_a_limit(store: Store) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    settings = EventSettings(payload_max=Size(1024))
+    opened(store, webhook, settings).take(github(b"x" * 1024))
+    with pytest.raises(TooLarge):
+        opened(store, webhook, settings).take(github(b"x" * 1025))
+
+
+@pytest.mark.parametrize(
+    ("media_type", "body", "form", "value"),
+    [
+        ("application/json", b'{"a": [1, null]}', "json", {"a": [1, None]}),
+        ("application/vnd.github+json; charset=utf-8", b"[]", "json", []),
+        ("application/json", b"null", "json", None),
+        ("application/json", b"{broken", "text", "{broken"),
+        ("application/json", b"[" * 5000, "text", "[" * 5000),
+        ("application/x-www-form-urlencoded", b"a=1&b=&a=2&a=3", "form",
+         {"a": ["1", "2", "3"], "b": ""}),
+        ("application/x-www-form-urlencoded", b"payload=%7B%22a%22%3A1%7D", "json", {"a": 1}),
+        ("application/x-www-form-urlencoded", b"payload=no", "form", {"payload": "no"}),
+        ("application/x-www-form-urlencoded", b"a=%ff", "text", "a=%ff"),
+        ("text/plain", "é".encode(), "text", "é"),
+        ("", b"", "text", ""),
+        ("application/octet-stream", b"\xff\x00", "base64", "/wA="),
+    ],
+)  # fmt: skip
+def test_a_workflow_reads_the_body_as_what_it_is(
+    store: Store, media_type: str, body: bytes, form: str, value: Any
+) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    taken = opened(store, webhook).take(github(body, media_type=media_type))
+    payload = json.loads(event(store, taken).payload)
+    assert (payload["body_form"], payload["body"]) == (form, value)
+
+
+def test_githubs_ping_is_no_event_and_spends_nothing(store: Store) -> None:
+    wanted = WebhookRequest("x", "github", "github", single_use=True)
+    webhook = webhooks(store).register(wanted)
+    ping = github(b'{"zen": "Design for failure."}', X_GitHub_Event="ping")
+    assert opened(store, webhook).take(ping) == Taken(None, 0)
+    assert events(store) == []
+    assert opened(store, webhook).take(github(b"{}")).event_id
+
+
+def test_twilio_signs_the_address_it_calls(store: Store) -> None:
+    webhook = webhooks(store).register(WebhookRequest("sms", "twilio", "twilio"))
+    parameters = {"MessageSid": "SM1", "MessageStatus": "sent"}
+    url = f"https://hooks.example/api/v1/webhooks/{webhook.webhook_id}"
+    signed = url + "".join(name + parameters[name] for name in sorted(parameters))
+    signature = b64encode(hmac.digest(b"12345", signed.encode(), "sha1")).decode()
+    headers = {
+        "X-Twilio-Signature": signature,
+        "Content-Type": "application/x-www-form-urlencoded",
+    }
+    body = urlencode(parameters).encode()
+    taken = opened(store, webhook).take(Call(headers, body, url))
+    assert json.loads(event(store, taken).payload)["body"] == parameters
+    with pytest.raises(BadSignature):
+        opened(store, webhook).take(Call(headers, body, url.replace("hooks", "other")))
+
+
+@pytest.mark.parametrize("query", ["", "?lang=de"])
+def test_a_call_of_twilio_is_one_event_wherever_its_address_is_said_to_end(
+    store: Store, query: str
+) -> None:
+    webhook = webhooks(store).register(WebhookRequest("sms", "twilio", "twilio"))
+    parameters = [("AccountSid", "AC1"), ("Amount", "100"), ("Body", "?yes")]
+    url = f"https://hooks.example/api/v1/webhooks/{webhook.webhook_id}{query}"
+    signed = url + "".join(name + value for name, value in parameters)
+    signature = b64encode(hmac.digest(b"12345", signed.encode(), "sha1")).decode()
+    headers = {
+        "X-Twilio-Signature": signature,
+        "Content-Type": "application/x-www-form-urlencoded",
+    }
+
+    def sent(url: str, parameters: list[tuple[str, str]]) -> Taken:
+        call = Call(headers, urlencode(parameters).encode(), url)
+        return opened(store, webhook).take(call)
+
+    first = sent(url, parameters)
+    for moved in range(1, 4):
+        address = url + "".join(name + value for name, value in parameters[:moved])
+        again = sent(address, parameters[moved:])
+        assert (again.event_id, again.duplicate) == (first.event_id, True)
+    cut = [("AccountSid", "AC1"), ("Amount1", "00"), ("Body", "?yes")]
+    assert sent(url, cut).event_id == first.event_id
+    assert len(events(store)) == 1
+
+
+# --- the same call again
+
+
+def test_the_same_call_is_one_event_however_often_it_comes(store: Store) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    waited(store, webhook.event_name, RUN)
+    first = opened(store, webhook).take(github(b"{}", X_GitHub_Delivery="d1"))
+    # Another identifier of the delivery makes it no other call: that is not signed.
+    for delivery in ("d1", "d2"):
+        again = opened(store, webhook).take(github(b"{}", X_GitHub_Delivery=delivery))
+        assert again == Taken(first.event_id, 1, duplicate=True)
+    assert len(events(store)) == 1
+    assert webhooks(store).get(webhook.webhook_id).calls == 1
+    assert opened(store, webhook).take(github(b"{ }")).event_id != first.event_id
+
+
+def test_a_call_of_githubs_is_remembered_as_long_as_its_webhook(
+    store: Store, clock: HandClock
+) -> None:
+    wanted = WebhookRequest("x", "github", "github", expires_in_s=300 * 24 * 3600)
+    webhook = webhooks(store).register(wanted)
+    first = opened(store, webhook).take(github(b"{}"))
+    clock.advance(299 * DAY_US)
+    with store.catalog.read() as snapshot:
+        plan = plan_sweep(snapshot, clock.time_us)
+    execute_sweep(store.catalog, plan)
+    assert opened(store, webhook).take(github(b"{}")).event_id == first.event_id
+
+
+def test_the_same_call_at_two_webhooks_is_two_events(store: Store) -> None:
+    made = [webhooks(store).register(GITHUB_CALL) for _ in range(2)]
+    assert len({opened(store, webhook).take(github(b"{}")).event_id for webhook in made}) == 2
+
+
+def test_calls_at_the_same_moment_are_one_event(store: Store) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(lambda _: opened(store, webhook).take(github(b"{}")), range(16)))
+    assert len({one.event_id for one in taken}) == 1
+    assert sum(not one.duplicate for one in taken) == 1
+
+
+def test_stripes_next_attempt_has_a_new_time_and_is_the_same_event(
+    store: Store, clock: HandClock
+) -> None:
+    webhook = webhooks(store).register(WebhookRequest("pay", "stripe", "stripe"))
+    first = opened(store, webhook).take(stripe(b'{"id": "evt_1", "pending": 2}', clock.time_us))
+    clock.advance(DAY_US)
+    again = opened(store, webhook).take(stripe(b'{"id": "evt_1", "pending": 1}', clock.time_us))
+    assert (again.event_id, again.duplicate) == (first.event_id, True)
+    assert json.loads(event(store, first).payload)["delivery_id"] == "evt_1"
+    other = opened(store, webhook).take(stripe(b'{"id": "evt_2"}', clock.time_us))
+    assert not other.duplicate
+
+
+@pytest.mark.parametrize("by_s", [-301, 301])
+def test_a_call_from_long_ago_or_from_the_future_is_refused(
+    store: Store, clock: HandClock, by_s: int
+) -> None:
+    webhook = webhooks(store).register(WebhookRequest("pay", "stripe", "stripe"))
+    call = stripe(b'{"id": "evt_1"}', clock.time_us + by_s * SECOND_US)
+    with pytest.raises(InvalidRequest, match="301 s"):
+        opened(store, webhook).take(call)
+    assert events(store) == []
+    near = stripe(b'{"id": "evt_1"}', clock.time_us + (by_s // 301) * 300 * SECOND_US)
+    assert opened(store, webhook).take(near).event_id
+
+
+def test_the_tolerance_is_the_registrations(store: Store, clock: HandClock) -> None:
+    wanted = WebhookRequest("pay", "stripe", "stripe", signature={"tolerance": 10})
+    webhook = webhooks(store).register(wanted)
+    with pytest.raises(InvalidRequest):
+        opened(store, webhook).take(stripe(b"{}", clock.time_us - 11 * SECOND_US))
+
+
+def test_an_old_call_that_was_taken_is_answered_as_it_was(store: Store, clock: HandClock) -> None:
+    webhook = webhooks(store).register(WebhookRequest("pay", "stripe", "stripe"))
+    call = stripe(b'{"id": "evt_1"}', clock.time_us)
+    first = opened(store, webhook).take(call)
+    clock.advance(DAY_US)
+    assert opened(store, webhook).take(call).event_id == first.event_id
+
+
+def test_a_clock_in_doubt_refuses_nobody_and_takes_nothing_twice(
+    memory: Path, clock: HandClock
+) -> None:
+    settings = Settings(store=StoreSettings(min_free=Size(0)))
+    with Store.open(memory / "store", settings, clock=clock) as store:
+        secrets(store).put("stripe", b"whsec_test_secret")
+        clock.trusted = False
+        clock.advance(3650 * DAY_US)
+        wanted = WebhookRequest("pay", "stripe", "stripe", expires_in_s=3600)
+        webhook = webhooks(store).register(wanted)
+        assert webhook.undated_at == START_US
+        call = stripe(b'{"id": "evt_1"}', clock.time_us)
+        first = opened(store, webhook).take(call)
+        assert opened(store, webhook).take(call) == Taken(first.event_id, 0, duplicate=True)
+
+
+TIMED = {"header": "X-S", "timestamp_header": "X-T", "signed": "{timestamp}.{body}"}
+
+
+def timed(kind: str, body: bytes, at_us: int) -> Call:
+    """A call that is signed with a time, and has no identifier."""
+    if kind == "stripe":
+        return stripe(body, at_us)
+    at_s = str(at_us // SECOND_US)
+    signature = hmac.digest(SECRET, at_s.encode() + b"." + body, "sha256").hex()
+    return Call({"X-S": signature, "X-T": at_s}, body, "https://hooks.example/")
+
+
+def takes_timed(store: Store, kind: str, **more: Any) -> Webhook:
+    config = {"tolerance": 60} if kind == "stripe" else {**TIMED, "tolerance": 60}
+    secret_id = "stripe" if kind == "stripe" else "github"
+    return webhooks(store).register(
+        WebhookRequest("backup", kind, secret_id, signature=config, **more)
+    )
+
+
+def remembered(store: Store, webhook: Webhook) -> list[Once]:
+    with store.catalog.read() as snapshot:
+        scope = ("acme", f"webhook:{webhook.webhook_id}")
+        return snapshot.range(Once, "", scope, limit=20_000)
+
+
+def swept(store: Store, clock: HandClock) -> None:
+    with store.catalog.read() as snapshot:
+        plan = plan_sweep(snapshot, clock.time_us)
+    execute_sweep(store.catalog, plan)
+
+
+@pytest.mark.parametrize("kind", ["generic", "stripe"])
+def test_what_happens_again_is_another_event_where_no_identifier_says_otherwise(
+    store: Store, clock: HandClock, kind: str
+) -> None:
+    webhook = takes_timed(store, kind)
+    body = b'{"status": "backup done"}'
+    taken = []
+    for _ in range(3):
+        call = timed(kind, body, clock.time_us)
+        taken.append(opened(store, webhook).take(call))
+        assert opened(store, webhook).take(call) == Taken(taken[-1].event_id, 0, duplicate=True)
+        clock.advance(SECOND_US)
+    assert len({one.event_id for one in taken}) == 3
+
+
+@pytest.mark.parametrize("kind", ["generic", "stripe"])
+@pytest.mark.parametrize("ahead_s", [-60, 0, 60])
+@pytest.mark.parametrize("part_us", [0, 1, SECOND_US - 1])
+def test_a_call_that_is_forgotten_is_too_old(
+    store: Store, clock: HandClock, kind: str, ahead_s: int, part_us: int
+) -> None:
+    webhook = takes_timed(store, kind)
+    call = timed(kind, b"{}", clock.time_us + ahead_s * SECOND_US)
+    clock.advance(part_us)
+    first = opened(store, webhook).take(call)
+    ends = [key.expires_at for key in remembered(store, webhook)]
+    assert ends == [clock.time_us + 121 * SECOND_US]
+    # As long as it is near enough in time it is known; then it is refused by its time.
+    clock.advance(121 * SECOND_US - 1)
+    swept(store, clock)
+    assert opened(store, webhook).take(call).event_id == first.event_id
+    clock.advance(1)
+    swept(store, clock)
+    assert remembered(store, webhook) == []
+    with pytest.raises(InvalidRequest, match="signed"):
+        opened(store, webhook).take(call)
+    assert len(events(store)) == 1
+
+
+def test_a_call_is_remembered_no_longer_than_its_webhook(store: Store) -> None:
+    webhook = takes_timed(store, "generic", expires_in_s=30)
+    opened(store, webhook).take(timed("generic", b"{}", START_US))
+    assert [key.expires_at for key in remembered(store, webhook)] == [webhook.expires_at]
+
+
+def test_a_clock_in_doubt_takes_no_call_that_may_be_forgotten(
+    store: Store, clock: HandClock
+) -> None:
+    webhook = takes_timed(store, "generic")
+    old = timed("generic", b"{}", clock.time_us)
+    opened(store, webhook).take(old)
+    clock.advance(HOUR_US)
+    webhooks(store).register(GITHUB_CALL)  # a write: catalog time is an hour later
+    swept(store, clock)
+    assert remembered(store, webhook) == []
+    clock.trusted = False
+    clock.advance(3650 * DAY_US)
+    with pytest.raises(InvalidRequest, match="signed"):
+        opened(store, webhook).take(old)
+    # Of what was signed since nobody can tell, and it is remembered for as long as it is good.
+    new = timed("generic", b"{}", clock.time_us - 3649 * DAY_US)
+    taken = opened(store, webhook).take(new)
+    assert not taken.duplicate
+    clock.advance(-3649 * DAY_US)
+    clock.trusted = True
+    date_all(store.catalog)
+    swept(store, clock)
+    assert opened(store, webhook).take(new).event_id == taken.event_id
+    clock.advance(400 * DAY_US)
+    swept(store, clock)
+    with pytest.raises(InvalidRequest, match="signed"):
+        opened(store, webhook).take(new)
+
+
+def test_a_call_from_the_future_that_a_clock_in_doubt_took_is_known_until_then(
+    store: Store, clock: HandClock
+) -> None:
+    webhook = takes_timed(store, "generic")
+    clock.trusted = False
+    clock.advance(3650 * DAY_US)
+    call = timed("generic", b"{}", START_US + 5 * HOUR_US)
+    first = opened(store, webhook).take(call)
+    clock.time_us = START_US + HOUR_US
+    clock.trusted = True
+    date_all(store.catalog)
+    clock.time_us = START_US + 5 * HOUR_US
+    swept(store, clock)
+    assert opened(store, webhook).take(call).event_id == first.event_id
+
+
+# --- the end
+
+
+def test_a_webhook_for_one_call_takes_no_other(store: Store) -> None:
+    wanted = WebhookRequest("x", "github", "github", single_use=True)
+    webhook = webhooks(store).register(wanted)
+    first = opened(store, webhook).take(github(b"1"))
+    assert opened(store, webhook).take(github(b"1")).event_id == first.event_id
+    with pytest.raises(WebhookClosed):
+        opened(store, webhook).take(github(b"2"))
+
+
+def test_a_webhook_past_its_time_takes_no_calls(store: Store, clock: HandClock) -> None:
+    webhook = webhooks(store).register(WebhookRequest("x", "github", "github", expires_in_s=60))
+    clock.advance(59 * SECOND_US)
+    opened(store, webhook).take(github(b"1"))
+    clock.advance(SECOND_US)
+    for body in (b"1", b"2"):
+        with pytest.raises(WebhookClosed):
+            opened(store, webhook).take(github(body))
+
+
+def test_a_removed_webhook_takes_no_calls(store: Store) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    call = opened(store, webhook)
+    webhooks(store).remove(webhook.webhook_id)
+    with pytest.raises(NotFound):
+        opened(store, webhook)
+    with pytest.raises(NotFound):
+        call.take(github(b"{}"))
+    with pytest.raises(NotFound):
+        webhooks(store).remove(webhook.webhook_id)
+
+
+def test_the_calls_of_a_removed_webhook_are_forgotten_with_it(store: Store) -> None:
+    webhook, other = (webhooks(store).register(GITHUB_CALL) for _ in range(2))
+    opened(store, other).take(github(b"{}"))
+    opened(store, webhook).take(github(b"{}"))
+    (key,) = remembered(store, webhook)
+    more = CALLS_FORGOTTEN_MAX + 7
+
+    def fill(txn: Transaction) -> None:
+        for number in range(1, more):
+            txn.insert(msgspec.structs.replace(key, name=f"sha256:{number}"))
+
+    store.catalog.write(fill, actor="ann")
+    webhooks(store).remove(webhook.webhook_id)
+    # Not all at once: the others are over as any other key is.
+    left = remembered(store, webhook)
+    assert len(left) == more - CALLS_FORGOTTEN_MAX
+    assert all(one.expires_at is not None for one in left)
+    assert len(remembered(store, other)) == 1
+    assert len(events(store)) == 2
+
+
+def test_a_webhook_of_a_run_that_ended_takes_no_calls(store: Store) -> None:
+    run = Run(RUN, "acme", "x", b"{}", b"{}", CANCELLED, START_US, "ann", open=None)
+    store.catalog.write(lambda txn: txn.insert(run), actor="ann")
+    webhook = webhooks(store).register(GITHUB_CALL)
+    with pytest.raises(WebhookClosed, match="cancelled"):
+        opened(store, webhook).take(github(b"{}"))
+
+
+@pytest.mark.parametrize("status", ["", "running", CANCELLED])
+def test_the_run_of_another_tenant_is_not_told_from_one_that_is_not_there(
+    store: Store, status: str
+) -> None:
+    if status:
+        still = None if status == CANCELLED else "open"
+        run = Run(RUN, "globex", "x", b"{}", b"{}", status, START_US, "bob", open=still)
+        store.catalog.write(lambda txn: txn.insert(run), actor="bob")
+    webhook = webhooks(store).register(GITHUB_CALL)
+    assert (webhook.workflow_run_id, webhook.expires_at) == (RUN, None)
+    theirs = store.catalog.write(
+        lambda txn: subscribe(txn, "globex", RUN, "wait", webhook.event_name, None, None),
+        actor="bob",
+    )
+    taken = opened(store, webhook).take(github(b"{}"))
+    assert (taken.delivered_to, taken.duplicate) == (0, False)
+    assert claimed(store, theirs) is None

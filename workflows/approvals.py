@@ -1,0 +1,382 @@
+"""Approvals: a question to people that one of them decides.
+
+    pending → approved | rejected | cancelled | expired
+
+`Approvals` is a tenant's view (request, list, cancel). `ApprovalLink` is what one signed link
+opens: it lets one addressee decide one way, once for all addressees together, and its
+signature is the right (invariant 9). What was decided is recorded with its event, in one
+transaction (invariant 6), and so are the request and the mails that carry its links.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, final
+
+from cas.approvals import approval_as_of, close_approval, take_key
+from cas.catalog import Catalog, Snapshot, Transaction
+from cas.clock import DAY_US, SECOND_US
+from cas.config import Settings
+from cas.deliveries import MAIL, enqueue
+from cas.errors import (
+    ApprovalClosed,
+    InvalidRequest,
+    InvalidSetting,
+    LinkExpired,
+    NotFound,
+)
+from cas.files import PAGE_MAX, Page
+from cas.identifiers import new_id
+from cas.links import SignedLinks
+from cas.mailboxes import read_mailbox
+from cas.once import OnceKey, once
+from cas.records import APPROVED, CANCELLED, EXPIRED, PENDING, REJECTED, Approval
+from cas.references import DIRECT_RUN, check_segment
+from cas.uploads import check_url
+from workflows.mails import approval_mail
+
+DECISIONS: Final = (APPROVED, REJECTED)
+DEFAULT_EXPIRY_US: Final = 7 * DAY_US  # people are away for a weekend, and for a holiday of days
+ADDRESSEES_MAX: Final = 50
+COMMENT_CHARS_MAX: Final = 2000
+
+_EXPIRES_IN_S_MAX: Final = 366 * 24 * 3600
+_KEY_CHARS_MAX: Final = 200
+_TITLE_CHARS_MAX: Final = 200
+_MESSAGE_CHARS_MAX: Final = 4000
+_ADDRESSEE_CHARS_MAX: Final = 254  # of a mail address (RFC 5321)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ApprovalRequest:
+    """What people are asked. An addressee with an @ is a mail address, and is mailed the links
+    where `[mail] host` is set; another one is a name. No addressee at all is "somebody"."""
+
+    approval_key: str
+    title: str
+    message: str = ""
+    addressees: list[str] = field(default_factory=list)
+    expires_in_s: int | None = None
+    one_click: bool = False  # whether opening a link decides, without a page in between
+    redirect_url: str | None = None  # where who has decided is sent to
+    run: str = DIRECT_RUN
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ApprovalLinks:
+    """The two links of one addressee. Whoever has them can decide in that name."""
+
+    addressee: str
+    approve_url: str
+    reject_url: str
+
+
+Pairs = list[ApprovalLinks]
+
+
+@final
+class Approvals:
+    """The approvals of one tenant. Made by `Workflows.approvals`; safe for threads."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        links: SignedLinks,
+        settings: Settings,
+        *,
+        tenant_id: str,
+        actor: str,
+        request_id: str,
+    ) -> None:
+        self._catalog = catalog
+        self._links = links
+        self._settings = settings
+        self._tenant_id = check_segment(tenant_id, "tenant")
+        self._actor = actor
+        self._request_id = request_id
+
+    def request(
+        self, wanted: ApprovalRequest, key: OnceKey | None = None, *, base: str = ""
+    ) -> Approval:
+        """Record a question and the mails that carry its links; durable on return. With a
+        `key`, once: what was asked before is returned, and nobody is mailed again.
+
+        One at a time of each `approval_key` in a run (`direct` is one, too): what the one
+        before it came to is told to nobody who begins to wait after this.
+
+        `base` is the address that links in mails begin with; "" takes `[gateway] public_url`.
+        Raises ApprovalKeyTaken while another one with this key is pending in the run,
+        InvalidRequest, InvalidName with the field's value and the reason, KeyReused, and
+        InvalidSetting where mails need an address and there is none.
+        """
+        _check(wanted)
+        mailed = _mailed(wanted.addressees) if self._settings.mail.host else []
+        base = base or self._settings.gateway.public_url
+        if mailed and not base:
+            raise InvalidSetting("gateway", "public_url", "", "mailed links need an address")
+        term_us = DEFAULT_EXPIRY_US
+        if wanted.expires_in_s is not None:
+            term_us = wanted.expires_in_s * SECOND_US
+
+        def insert(txn: Transaction) -> str:
+            keep_us = self._settings.events.keep
+            take_key(txn, self._tenant_id, wanted.run, wanted.approval_key, keep_us=keep_us)
+            approval = Approval(
+                approval_id=new_id(txn.now_us),
+                tenant_id=self._tenant_id,
+                workflow_run_id=wanted.run,
+                approval_key=wanted.approval_key,
+                title=wanted.title,
+                message=wanted.message,
+                addressees=wanted.addressees or [""],
+                one_click=wanted.one_click,
+                redirect_url=wanted.redirect_url,
+                status=PENDING,
+                created_at=txn.now_us,
+                created_by=self._actor,
+                expires_at=txn.now_us + term_us,
+                open_until=txn.now_us + term_us if txn.believed else None,
+                undated_at=None if txn.believed else txn.now_us,
+            )
+            txn.insert(approval)
+            for pair in self.links(base, approval) if mailed else []:
+                if pair.addressee in mailed:
+                    mail = approval_mail(approval, pair.approve_url, pair.reject_url)
+                    payload = {"to": pair.addressee, **mail}
+                    subject, target = approval.approval_id, pair.addressee
+                    enqueue(txn, self._tenant_id, MAIL, subject, target, payload)
+            return approval.approval_id
+
+        def change(txn: Transaction) -> Approval:
+            approval_id, _ = once(txn, self._tenant_id, key, lambda: insert(txn))
+            return approval_as_of(self._own(txn, approval_id), txn.now_us)
+
+        return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
+
+    def get(self, approval_id: str) -> Approval:
+        """One approval as it stands; raises NotFound, also for another tenant's."""
+        with self._catalog.read() as snapshot:
+            approval = self._own(snapshot, approval_id)
+        return approval_as_of(approval, self._links.now_us())
+
+    def list(
+        self, *, run: str | None = None, cursor: str | None = None, limit: int = 100
+    ) -> Page[Approval]:
+        """A page of approvals, newest first; those of one `run`."""
+        limit = max(1, min(limit, PAGE_MAX))
+        index = "tenant" if run is None else "run"
+        prefix = (self._tenant_id,) if run is None else (self._tenant_id, run)
+        before = () if cursor is None else (cursor,)
+        with self._catalog.read() as snapshot:
+            found = snapshot.range(
+                Approval, index, prefix, before=before, limit=limit + 1, reverse=True
+            )
+        now_us = self._links.now_us()
+        shown = [approval_as_of(approval, now_us) for approval in found[:limit]]
+        return Page(shown, shown[-1].approval_id if len(found) > limit else None)
+
+    def links(self, base: str, approval: Approval) -> Pairs:
+        """The links of each addressee, in their order: the same ones at every call. `base` is
+        the address that they begin with; "" takes `[gateway] public_url`."""
+        base = base or self._settings.gateway.public_url
+        return [
+            ApprovalLinks(
+                addressee,
+                self._links.approval(base, approval, index, APPROVED),
+                self._links.approval(base, approval, index, REJECTED),
+            )
+            for index, addressee in enumerate(approval.addressees)
+        ]
+
+    def cancel(self, approval_id: str) -> Approval:
+        """End a pending approval undecided; its run is told. Durable on return.
+
+        Raises NotFound, ApprovalClosed.
+        """
+
+        def change(txn: Transaction) -> Approval:
+            approval = approval_as_of(self._own(txn, approval_id), txn.now_us)
+            if approval.status != PENDING:
+                raise ApprovalClosed(approval.status, approval.decided_by, approval.decided_at)
+            keep_us = self._settings.events.keep
+            return close_approval(txn, approval, CANCELLED, keep_us=keep_us)
+
+        return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
+
+    def _own(self, snapshot: Snapshot, approval_id: str) -> Approval:
+        approval = snapshot.get(Approval, approval_id)
+        if approval is None or approval.tenant_id != self._tenant_id:
+            raise NotFound("approval", approval_id)
+        return approval
+
+
+@final
+class ApprovalLink:
+    """One addressee's link to one decision. Made by `Workflows.approval_link`."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        links: SignedLinks,
+        settings: Settings,
+        approval_id: str,
+        index: int,
+        decision: str,
+        request_id: str,
+    ) -> None:
+        self._catalog = catalog
+        self._links = links
+        self._keep_us = settings.events.keep
+        self._approval_id = approval_id
+        self._request_id = request_id
+        self.decision = decision
+        self.approval = self._read()  # as it stood when this last looked
+        self.addressee = self.approval.addressees[index]
+
+    @classmethod
+    def open(
+        cls,
+        catalog: Catalog,
+        links: SignedLinks,
+        settings: Settings,
+        approval_id: str,
+        decision: str,
+        token: str,
+        request_id: str = "",
+    ) -> ApprovalLink:
+        """What a link opens, also once it is decided or over. The signature is judged before
+        anything is looked up, so that nobody learns by it what there is (invariant 9).
+
+        Raises BadSignature, NotFound for an approval that was forgotten.
+        """
+        index = links.check_approval(approval_id, decision, token)
+        return cls(catalog, links, settings, approval_id, index, decision, request_id)
+
+    @property
+    def decided_here(self) -> bool:
+        """Whether this very link has decided it."""
+        approval = self.approval
+        return (approval.status, approval.decided_by) == (self.decision, self.addressee)
+
+    def decide(self, comment: str = "") -> Approval:
+        """Decide for all addressees, with the event that the run waits for; durable on return.
+
+        The first decision counts, however many come at once. Raises ApprovalClosed with what
+        became of it, LinkExpired, InvalidRequest for a comment that is too long; `approval` is
+        then as it stands.
+        """
+        comment = _readable(comment)
+
+        def change(txn: Transaction) -> Approval:
+            approval = txn.get(Approval, self._approval_id)
+            if approval is None:
+                raise NotFound("approval", self._approval_id)
+            # Who decides is judged by the record, whose time may have been moved on by dating
+            # since the link was signed (invariant 10).
+            approval = approval_as_of(approval, txn.now_us)
+            if approval.status != PENDING:
+                raise _closed(approval)
+            return close_approval(
+                txn,
+                approval,
+                self.decision,
+                decided_by=self.addressee,
+                comment=comment,
+                keep_us=self._keep_us,
+            )
+
+        actor = f"approval:{self._approval_id}"
+        try:
+            self.approval = self._catalog.write(change, actor=actor, request_id=self._request_id)
+        except (ApprovalClosed, LinkExpired):
+            self.approval = self._read()
+            raise
+        return self.approval
+
+    def _read(self) -> Approval:
+        with self._catalog.read() as snapshot:
+            approval = snapshot.get(Approval, self._approval_id)
+        if approval is None:
+            raise NotFound("approval", self._approval_id)
+        return approval_as_of(approval, self._links.now_us())
+
+
+def _closed(approval: Approval) -> ApprovalClosed | LinkExpired:
+    if approval.status == EXPIRED:
+        return LinkExpired()
+    return ApprovalClosed(approval.status, approval.decided_by, approval.decided_at)
+
+
+def _readable(comment: str) -> str:
+    """A comment as it is kept: people paste what nobody sees, which is left out."""
+    text = comment.replace("\r\n", "\n").replace("\r", "\n").strip()
+    text = "".join(char for char in text if char not in _unreadable(text, "\n\t"))
+    if len(text) > COMMENT_CHARS_MAX:
+        raise InvalidRequest("comment", f"comment is at most {COMMENT_CHARS_MAX} characters")
+    return text
+
+
+def _unreadable(text: str, beside: str = "") -> Iterator[str]:
+    """Controls, lone surrogates, and what turns the direction of a text around."""
+    for char in text:
+        kind = unicodedata.category(char)
+        if char not in beside and (
+            kind in ("Cc", "Cs") or unicodedata.bidirectional(char) in _TURNS
+        ):
+            yield char
+
+
+_TURNS: Final = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+
+def _mailed(addressees: list[str]) -> list[str]:
+    return [addressee for addressee in addressees if "@" in addressee]
+
+
+def _check(wanted: ApprovalRequest) -> None:
+    check_segment(wanted.run, "run")
+    _check_line(wanted.approval_key, "approval_key", _KEY_CHARS_MAX)
+    if not wanted.approval_key.isprintable():  # as the name of its event must be
+        raise InvalidRequest(wanted.approval_key[:64], "approval_key holds what cannot be seen")
+    _check_line(wanted.title, "title", _TITLE_CHARS_MAX)
+    if len(wanted.message) > _MESSAGE_CHARS_MAX:
+        raise InvalidRequest("message", f"message is at most {_MESSAGE_CHARS_MAX} characters")
+    if any(_unreadable(wanted.message, "\n\t\r")):
+        raise InvalidRequest("message", "message holds a control character")
+    seconds = wanted.expires_in_s
+    if seconds is not None and not 1 <= seconds <= _EXPIRES_IN_S_MAX:
+        raise InvalidRequest(seconds, f"expires_in is 1 to {_EXPIRES_IN_S_MAX} seconds")
+    if wanted.redirect_url is not None:
+        check_url(wanted.redirect_url)
+    if len(wanted.addressees) > ADDRESSEES_MAX:
+        raise InvalidRequest("addressees", f"addressees has at most {ADDRESSEES_MAX} entries")
+    if len(set(wanted.addressees)) < len(wanted.addressees):
+        raise InvalidRequest("addressees", "addressees names somebody twice")
+    for addressee in wanted.addressees:
+        _check_addressee(addressee)
+
+
+def _check_line(text: str, what: str, chars_max: int) -> None:
+    if not text or text != text.strip() or len(text) > chars_max:
+        raise InvalidRequest(
+            text[:64], f"{what} is 1 to {chars_max} characters, with no space at its ends"
+        )
+    if any(_unreadable(text)) or any(unicodedata.category(char) in ("Zl", "Zp") for char in text):
+        raise InvalidRequest(text[:64], f"{what} is one line without control characters")
+
+
+def _check_addressee(text: str) -> None:
+    """A name, or one bare address that a mail may be sent to."""
+    _check_line(text, "addressee", _ADDRESSEE_CHARS_MAX)
+    if "@" not in text:
+        return
+    try:
+        read_mailbox(text)
+    except ValueError as error:
+        raise InvalidRequest(text, f"addressee: {error}") from None
+    if "<" in text:
+        raise InvalidRequest(text, "an addressee with an @ is a bare address: ada@example.org")

@@ -1,0 +1,16 @@
+"""The engine: carries the runs of the catalog out, by stabilize.
+
+    runner      the one process of a ROOT that does it: takes runs up, rings, lets go
+    steps       what a step does when its turn comes
+    plan        a definition as the engine walks it
+    verdicts    whether a step may begin, by what became of those before it
+    scope       what the templates of a step see
+    spots       one step of one run, and its names
+    database    stabilize: what comes next, in ROOT/workflows/engine.db
+    alone       the right to be the one runner
+
+Which step comes next, and that it waits its turn, sleeps or is tried again later, is
+stabilize's: each step is a stage there. What a step came to is in the catalog and nowhere
+else (`workflows.runs`), so that database may be lost at any time: runs begin there anew, and
+steps that are finished answer with their results.
+"""

@@ -1,0 +1,137 @@
+"""Plan: a definition as the engine walks it.
+
+A level is what one execution of stabilize carries: the run itself (""), or one item of a
+foreach, which is then the level's name. The tasks of a parallel's branches belong to the
+level that the parallel is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import final
+
+from workflows.definitions import (
+    ALL_DONE,
+    CONDITION,
+    ONE_DONE,
+    ONE_SUCCESS,
+    Definition,
+    Task,
+)
+from workflows.engine.spots import END, Spot
+
+# Rules by which a task begins although something before it failed: it takes up the failure.
+TOLERANT = (ALL_DONE, ONE_SUCCESS, ONE_DONE)
+# Rules by which a task may begin before all that it depends on has ended.
+EARLY = (ONE_SUCCESS, ONE_DONE)
+
+
+@final
+class Plan:
+    """Who depends on whom, and where. Read only, so safe for threads."""
+
+    def __init__(self, definition: Definition) -> None:
+        self.definition = definition
+        self.tasks: dict[str, Task] = {}
+        self.level_of: dict[str, str] = {}
+        self.parallel_of: dict[str, str] = {}  # the innermost parallel around it; "" outside
+        self.dependents: dict[str, list[str]] = {}
+        self._direct: dict[str, list[Task]] = {}
+        self._before: dict[str, frozenset[str]] = {}
+        self._named: dict[str, dict[str, list[str]]] = {}
+        self._take("", "", list(definition.tasks.values()))
+
+    def _take(self, level: str, parallel: str, tasks: list[Task]) -> None:
+        if not parallel:
+            self._direct[level] = tasks
+        for task in tasks:
+            self.tasks[task.task_id] = task
+            self.level_of[task.task_id] = level
+            self.parallel_of[task.task_id] = parallel
+            self.dependents.setdefault(task.task_id, [])
+        for task in tasks:
+            for name in task.dependencies:
+                self.dependents[name].append(task.task_id)
+            for branch in task.branches.values():
+                self._take(level, task.task_id, branch)
+            if task.body:
+                self._take(task.task_id, "", task.body)
+
+    def level(self, level: str) -> list[Task]:
+        """The tasks of a level, without those in branches."""
+        return self._direct[level]
+
+    def level_of_spot(self, spot: Spot) -> str:
+        """The level whose tasks have the iteration of `spot`."""
+        return spot.task if spot.role == END else self.level_of[spot.task]
+
+    def everything(self, level: str) -> Iterator[Task]:
+        """The tasks of a level, with those in branches."""
+        rest = list(self._direct[level])
+        while rest:
+            task = rest.pop()
+            yield task
+            rest += branch_tasks(task)
+
+    def named(self, level: str) -> dict[str, list[str]]:
+        """The names that a level's results have, each with the tasks whose it is: their own
+        ones, and their `result_key`s."""
+        known = self._named.get(level)
+        if known is None:
+            known = {}
+            for task in self.everything(level):
+                for name in {task.task_id, task.result_key or task.task_id}:
+                    known.setdefault(name, []).append(task.task_id)
+            self._named[level] = known
+        return known
+
+    def loops_around(self, task_id: str) -> list[Task]:
+        """The loops that a task is in, the outermost first."""
+        found: list[Task] = []
+        level = self.level_of[task_id]
+        while level:
+            found.append(self.tasks[level])
+            level = self.level_of[level]
+        return found[::-1]
+
+    def before(self, task_id: str) -> frozenset[str]:
+        """All that have to end before a task, those directly before it and those before them."""
+        known = self._before.get(task_id)
+        if known is None:
+            found: set[str] = set()
+            rest = list(self.tasks[task_id].dependencies)
+            while rest:
+                name = rest.pop()
+                if name not in found:
+                    found.add(name)
+                    rest += self.tasks[name].dependencies
+            known = self._before[task_id] = frozenset(found)
+        return known
+
+    def ways_into(self, task: Task) -> list[Task]:
+        """Those that a task depends on, without what says nothing of its own: highway_dsl has
+        all tasks of a condition's way depend on the condition too, also those further down."""
+        before = [self.tasks[name] for name in task.dependencies]
+        return [
+            one
+            for one in before
+            if one.operator != CONDITION
+            or task.task_id in (one.if_true, one.if_false)
+            or not any(one.task_id in self.before(other.task_id) for other in before)
+        ]
+
+    def tolerated(self, task_id: str) -> bool:
+        """Whether somebody may take up that this task failed: then the run goes on."""
+        if any(self.tasks[name].trigger_rule in TOLERANT for name in self.dependents[task_id]):
+            return True
+        parallel = self.parallel_of[task_id]
+        return bool(parallel) and self.tolerated(parallel)
+
+    def early(self, task_id: str) -> list[str]:
+        """Those that may begin when this task ends, whatever else they depend on."""
+        return [name for name in self.dependents[task_id] if self.tasks[name].trigger_rule in EARLY]
+
+
+def branch_tasks(parallel: Task) -> list[Task]:
+    """The tasks of all branches of a parallel, without those of parallels in them."""
+    return [task for branch in parallel.branches.values() for task in branch]

@@ -1,0 +1,400 @@
+"""The runner: the one process of a ROOT that carries its workflows out.
+
+It takes up the open runs of the catalog, and is rung at each commit: a new run is begun, and
+a step whose wait has been given its event (by whatever process) is rung for. Whatever of this
+is missed by a crash is found again when the next runner starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar, final
+
+from cas.catalog import Snapshot, pages
+from cas.errors import BlobcaskError, NotFound, RunEnded
+from cas.events import subscription_id
+from cas.records import FAILED, WAITING, Run, Subscription
+from cas.restored import waits_for_acceptance
+from cas.store import Store
+from workflows.definitions import FOREACH
+from workflows.engine.alone import Alone
+from workflows.engine.database import FILE, Database, remove
+from workflows.engine.plan import EARLY, Plan
+from workflows.engine.spots import STEP, Execution, Spot, outside, parsed_step
+from workflows.engine.steps import ENDING, OVER, TIMER, Steps, found_step
+from workflows.runs import ENDED, RunView
+from workflows.tools.registry import Registry, default_registry
+from workflows.views import Workflows
+
+T = TypeVar("T")
+
+FOLDER: Final = "workflows"
+_PLACE_POLL_S: Final = 0.2
+_ACCEPTED_POLL_S: Final = 1.0
+# Between two looks at all runs: for one that was cancelled, and for one that was missed. As
+# many times longer than the last one took, where there are very many.
+_ROUND_S: Final = 2.0
+_ROUND_TIMES: Final = 20.0
+_QUIET_S: Final = 60.0  # between two where nothing was committed: for what stands still
+_COALESCE_S: Final = 0.02  # many commits at once are looked at once
+_NEW: Final = 100  # open runs looked at together, from the youngest on, at each commit
+_STOP_S: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+def _nothing(place: str) -> None:
+    pass
+
+
+@final
+class Runner:
+    """Runs the workflows of one open store. One thread calls `run`; others may call `stop`."""
+
+    def __init__(
+        self,
+        store: Store,
+        workflows: Workflows,
+        *,
+        registry: Registry | None = None,
+        say: Callable[[str], None] = _nothing,
+        at: Callable[[str], None] = _nothing,
+    ) -> None:
+        """`say` gets remarks for people; `at` is told of places where tests kill the process:
+        begun, called, subscribed, claimed, suspending, stored, signalling, finishing, finished.
+        """
+        self._store = store
+        self._workflows = workflows
+        self._say = say
+        # Steps at work still when `run` gave up waiting for them, however it ended: they begin
+        # again with the next runner, so the process may end at once.
+        self.left = 0
+        self._steps = Steps(store, workflows, registry or default_registry(), at, self._end)
+        self._at = at
+        self._known: set[str] = set()  # runs that were taken up
+        self._rung: list[Subscription] = []
+        self._moved = True  # something was committed
+        self._stopping = False
+        self._why: BaseException | None = None  # it must end
+        self._changed = threading.Condition()
+
+    def run(self) -> None:
+        """Run until `stop`, waiting first while another process has the place.
+
+        Raises CatalogFailed, CatalogClosed when the store must be opened anew: at once, since
+        what is at work can record nothing any more.
+        """
+        alone = Alone(self._store.root)
+        try:
+            if not self._take(alone) or not self._accepted():
+                return
+            database = self._opened()
+            patience_s = 0.0
+            try:
+                self._serve(database)
+                if self._why is None:
+                    patience_s = _STOP_S
+            finally:
+                self.left = database.close(patience_s)
+            if self._why is not None:
+                raise self._why
+        finally:
+            alone.close()
+
+    def stop(self) -> None:
+        """Have `run` return; from any thread, also before it is called."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    def _end(self, why: BaseException) -> None:
+        with self._changed:
+            self._why = self._why or why
+        self.stop()
+
+    # --- before
+
+    def _take(self, alone: Alone) -> bool:
+        told = False
+        while not alone.take():
+            if not told:
+                self._say(f"Waiting: another runner (PID {alone.holder()}) runs here.")
+                told = True
+            if self._pause(_PLACE_POLL_S):
+                return False
+        return not self._stopping
+
+    def _accepted(self) -> bool:
+        """Wait while a restored store waits for somebody's look; False when told to stop."""
+        told = False
+        while not self._stopping:
+            with self._store.catalog.read() as snapshot:
+                waits = waits_for_acceptance(snapshot)
+            if not waits:
+                return True
+            if not told:
+                self._say(f"No workflow runs: {waits}.")
+                told = True
+            self._pause(_ACCEPTED_POLL_S)
+        return False
+
+    # --- the work
+
+    def _opened(self) -> Database:
+        """The database, going on with what it holds; a new one where that cannot be read."""
+        folder = self._store.root / FOLDER
+        try:
+            return self._started(folder)
+        except BlobcaskError:
+            raise  # of the catalog, or of a run: a new file would not help
+        except Exception:  # noqa: BLE001  all of it can be made anew
+            _log.exception("%s cannot be used, and is made anew", folder / FILE)
+            remove(folder)
+            return self._started(folder)
+
+    def _started(self, folder: Path) -> Database:
+        concurrency = self._store.settings.workflows.concurrency
+        database = Database(folder, self._steps, concurrency, self._at)
+        self._steps.attach(database)
+        try:
+            found = self._open()
+            for run_id in sorted(database.runs()):
+                if run_id not in found or not self._woken(database, run_id):
+                    database.forget_run(run_id)  # it ended while no runner ran
+            database.start()
+        except BaseException:
+            database.close(0.0)
+            raise
+        return database
+
+    def _serve(self, database: Database) -> None:
+        found = self._open()
+        for run_id in sorted(found):
+            if self._stopping:
+                return
+            self._begin(run_id)
+        watcher = self._workflows.watcher
+        unwatch = [watcher.watch_all(self._ring), watcher.watch_commits(self._commit)]
+        self._say(f"Running the workflows of {self._store.root}; open: {len(found)}.")
+        try:
+            self._look_until_stopped(database)
+        finally:
+            for forget in unwatch:
+                forget()
+
+    def _look_until_stopped(self, database: Database) -> None:
+        next_s = quiet_s = 0.0
+        since = True  # something was committed since the last round
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._stopping or self._moved or bool(self._rung), _ROUND_S
+                )
+                if self._stopping:
+                    return
+                rung, self._rung = self._rung, []
+                moved, self._moved = self._moved, False
+            unanswered = []
+            try:
+                unanswered = [
+                    wait
+                    for wait in rung
+                    if not self._guarded(wait.workflow_run_id, self._answer, wait)
+                ]
+                since = since or moved
+                if moved:
+                    self._take_up()
+                began_s = time.monotonic()
+                if began_s >= next_s:
+                    if since or began_s >= quiet_s:
+                        self._round(database)
+                        quiet_s = began_s + _QUIET_S
+                    since = False
+                    took_s = time.monotonic() - began_s
+                    next_s = began_s + max(_ROUND_S, took_s * _ROUND_TIMES)
+            except ENDING:
+                raise
+            except Exception:  # noqa: BLE001  it goes on with the next look
+                _log.exception("the runner looks again in %g s", _ROUND_S)
+                self._pause(_ROUND_S)
+            if unanswered:
+                self._pause(_ROUND_S)
+                with self._changed:
+                    self._rung += unanswered  # nobody rings for these again
+            if moved:
+                self._pause(_COALESCE_S)
+
+    def _open(self) -> set[str]:
+        """The runs of all tenants that have not ended: the runner's work."""
+        with self._store.catalog.read() as snapshot:
+            return _open_in(snapshot)
+
+    def _guarded(self, run_id: str, act: Callable[[T], None], what: T) -> bool:
+        """Do something for one run; False where it has to be tried again.
+
+        One run's trouble is not the others'.
+        """
+        try:
+            act(what)
+        except (RunEnded, NotFound):
+            return True
+        except ENDING:
+            raise
+        except Exception:  # noqa: BLE001
+            _log.exception("run %s is looked at again later", run_id)
+            return False
+        return True
+
+    def _plan(self, run: Run) -> Plan:
+        """Its plan. Where none can be made, nothing can come of the run: it fails, and this
+        raises RunEnded."""
+        try:
+            return self._steps.plan_of(run)
+        except Exception as error:  # noqa: BLE001
+            _log.exception("run %s fails: no plan can be made of it", run.run_id)
+            self._steps.log_of(run.run_id).end(FAILED, f"no plan can be made of it: {error}")
+            raise RunEnded(FAILED) from None
+
+    def _begin(self, run_id: str) -> None:
+        self._guarded(run_id, self._take_over, run_id)
+
+    def _take_over(self, run_id: str) -> None:
+        run = self._steps.log_of(run_id).start()
+        self._plan(run)
+        self._steps.begin(run)
+        self._known.add(run_id)
+
+    def _take_up(self) -> None:
+        """Begin the runs that are new."""
+        found: list[str] = []
+        before: tuple[str, ...] = ()
+        with self._store.catalog.read() as snapshot:
+            # From the youngest on, as far as there are new ones.
+            while page := snapshot.range(
+                Run, "open", ("open",), before=before, limit=_NEW, reverse=True
+            ):
+                new = [run.run_id for run in page if run.run_id not in self._known]
+                found += new
+                if not new:
+                    break
+                before = (page[-1].run_id,)
+        for run_id in reversed(found):
+            self._begin(run_id)
+
+    def _round(self, database: Database) -> None:
+        """Let go of runs that have ended; begin what was missed, or stands still."""
+        with self._store.catalog.read() as snapshot:
+            found = _open_in(snapshot)
+            gone = [run_id for run_id in self._known - found if _is_over(snapshot, run_id)]
+        for run_id in gone:
+            self._let_go(database, run_id)
+        for run_id in sorted(found - self._known):
+            self._begin(run_id)
+        for execution in database.ended():
+            database.forget(execution)
+            if execution.run in found:
+                self._guarded(execution.run, self._go_on, execution)
+
+    def _go_on(self, ended: Execution) -> None:
+        """An execution ended, and its run goes on in the catalog: it began a moment ago, or
+        waits for others, or stands still."""
+        if not ended.level:
+            self._known.discard(ended.run)  # until it has begun: the next round tries again
+            self._begin(ended.run)
+            return
+        view = self._steps.log_of(ended.run).read()
+        item = found_step(view, ended.level, ended.iteration)
+        if item is None or item.status not in OVER:
+            loop = Spot(ended.run, ended.level, outside(ended.iteration))
+            self._steps.ring(self._plan(view.run), loop)
+
+    def _let_go(self, database: Database, run_id: str) -> None:
+        """Of a run that has ended: drop what comes next. Its waits ended with it."""
+        self._known.discard(run_id)
+        database.forget_run(run_id)
+        self._steps.forget(run_id)
+
+    def _woken(self, database: Database, run_id: str) -> bool:
+        """Wake an open run; False where it has ended by now."""
+        try:
+            self._wake(database, run_id)
+        except (RunEnded, NotFound):
+            return False
+        except ENDING:
+            raise
+        except BlobcaskError:
+            _log.exception("run %s is looked at again later", run_id)
+        return True
+
+    def _wake(self, database: Database, run_id: str) -> None:
+        """Ring for steps that sleep with nobody to ring for them: who should have, may have been
+        killed, or the file is older than the catalog, as after a power cut. A ring too many
+        does no harm."""
+        view = self._steps.log_of(run_id).read()
+        plan = self._plan(view.run)
+        for spot in list(database.sleeping(run_id)):
+            task = plan.tasks.get(spot.task)
+            if spot.role != STEP or task is None:
+                continue
+            for_others = task.trigger_rule in EARLY or task.operator == FOREACH
+            if not for_others and found_step(view, spot.task, spot.iteration) is None:
+                # It sleeps in a step that has not begun: nobody would ever ring there.
+                self._steps.anew(view.run)
+                return
+            if for_others or not self._is_watched(view, spot):
+                self._steps.ring(plan, spot)
+
+    def _is_watched(self, view: RunView, spot: Spot) -> bool:
+        """Whether the watcher rings for a step that sleeps, now or later: it does for all waits
+        that nobody claimed."""
+        step = found_step(view, spot.task, spot.iteration)
+        if step is None or step.status != WAITING:
+            return False
+        with self._store.catalog.read() as snapshot:
+            wait = snapshot.get(
+                Subscription, subscription_id(view.run.tenant_id, spot.run, spot.step)
+            )
+        return wait is not None and wait.claimed_at is None
+
+    def _answer(self, wait: Subscription) -> None:
+        """Ring for the step whose wait this is."""
+        if not self._steps.database.has(Execution(wait.workflow_run_id)):
+            return  # nobody's here, or one that looks by itself when it begins
+        view = self._steps.log_of(wait.workflow_run_id).read()
+        if view.run.status in ENDED:
+            return
+        plan = self._plan(view.run)
+        task, iteration = parsed_step(wait.step.removesuffix(TIMER))
+        if view.run.tenant_id == wait.tenant_id and task in plan.tasks:
+            self._steps.ring(plan, Spot(view.run.run_id, task, iteration))
+
+    # --- the doorbell: called by the watcher's thread
+
+    def _ring(self, wait: Subscription) -> None:
+        with self._changed:
+            self._rung.append(wait)
+            self._changed.notify_all()
+
+    def _commit(self) -> None:
+        with self._changed:
+            self._moved = True
+            self._changed.notify_all()
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait; True when told to stop."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._stopping, seconds)
+
+
+def _open_in(snapshot: Snapshot) -> set[str]:
+    # Identifiers only: a record holds the whole definition, and there may be very many.
+    return {run.run_id for page in pages(snapshot, Run, "open", ("open",)) for run in page}
+
+
+def _is_over(snapshot: Snapshot, run_id: str) -> bool:
+    run = snapshot.get(Run, run_id)
+    return run is None or run.status in ENDED

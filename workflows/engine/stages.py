@@ -1,0 +1,52 @@
+"""Stages: a level of a plan as stabilize carries it.
+
+Each task is a stage that stabilize begins when those that it depends on have ended, in
+whatever way: what follows from that is judged by `verdicts`. A parallel is two stages, around
+those of its branches; a level ends with a stage of its own, which says what became of it.
+"""
+
+from __future__ import annotations
+
+from workflows.definitions import PARALLEL, Task
+from workflows.engine.plan import EARLY, Plan, branch_tasks
+from workflows.engine.spots import END, FORK, Spot
+
+Stages = list[tuple[Spot, list[str]]]  # each with the identifiers of those before it
+
+
+def stages_of(plan: Plan, run: str, level: str, iteration: str) -> Stages:
+    """The stages of a level, or of one item of it."""
+    found: Stages = []
+    _take(plan, found, Spot(run, level, iteration, END), plan.level(level), None)
+    end = Spot(run, level, iteration, END)
+    found.append((end, _last(plan, end, plan.level(level))))
+    return found
+
+
+def _take(plan: Plan, found: Stages, near: Spot, tasks: list[Task], fork: str | None) -> None:
+    """Add the stages of tasks in the same level as `near`; `fork` is where their branch begins."""
+    for task in tasks:
+        spot = Spot(near.run, task.task_id, near.iteration)
+        names = task.dependencies
+        if task.trigger_rule in EARLY:
+            names = []  # it sleeps until one of them rings
+        before = [Spot(near.run, name, near.iteration).stage_id for name in names]
+        if fork is not None and not before:
+            before = [fork]
+        if task.operator == PARALLEL:
+            opening = Spot(near.run, task.task_id, near.iteration, FORK)
+            found.append((opening, before))
+            before = [opening.stage_id]
+            for branch in task.branches.values():
+                _take(plan, found, near, branch, opening.stage_id)
+            before += _last(plan, near, branch_tasks(task))
+        found.append((spot, before))
+
+
+def _last(plan: Plan, near: Spot, tasks: list[Task]) -> list[str]:
+    """Those among `tasks` that nobody else waits for to the end."""
+    return [
+        Spot(near.run, task.task_id, near.iteration).stage_id
+        for task in tasks
+        if all(plan.tasks[name].trigger_rule in EARLY for name in plan.dependents[task.task_id])
+    ]

@@ -1,0 +1,78 @@
+"""Notation: the JSON or YAML that a definition is written in, as plain values.
+
+What comes from here can be kept: it is JSON, in Unicode, and not nested without end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from cas.errors import InvalidWorkflow
+
+# Even with libyaml, YAML takes a hundred times as long as JSON, in a process that others need.
+YAML_BYTES_MAX: Final = 128 << 10
+LEVELS_MAX: Final = 200
+_WHAT: Final = "definition"
+# With these PyYAML meets values that their tags do not go with, such as `!!bool x`.
+_ODD: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+def read_notation(text: str) -> Any:
+    """The value that `text` writes down, in JSON or in YAML. Raises InvalidWorkflow."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise InvalidWorkflow(_WHAT, "too deep") from None
+    except ValueError:
+        if text.lstrip().startswith("{"):
+            raise InvalidWorkflow(_WHAT, "not valid JSON") from None
+        value = _yaml(text)
+    check_depth(value)
+    try:
+        msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        # JSON can write it as \ud800, and nothing can keep it: it is no text in UTF-8.
+        raise InvalidWorkflow(_WHAT, "it holds half of a surrogate pair") from None
+    except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        raise InvalidWorkflow(_WHAT, f"it is no JSON value: {error}"[:300]) from None
+    return value
+
+
+def _yaml(text: str) -> Any:
+    # Late: who sends JSON does not pay for it.
+    import yaml
+
+    from workflows.yaml_loader import PlainLoader
+
+    if len(text.encode(errors="surrogatepass")) > YAML_BYTES_MAX:
+        reason = f"not valid JSON, and YAML may have {YAML_BYTES_MAX} bytes at most"
+        raise InvalidWorkflow(_WHAT, reason)
+    try:
+        # All that it makes is plain values: it is a SafeLoader.
+        return yaml.load(text, PlainLoader)  # noqa: S506
+    except RecursionError:
+        raise InvalidWorkflow(_WHAT, "too deep") from None
+    except (yaml.YAMLError, *_ODD) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidWorkflow(_WHAT, f"not valid YAML: {reason[:300]}") from None
+
+
+def check_depth(value: Any) -> None:
+    """Raises InvalidWorkflow for what is too deep: whoever reads it later may have less of the
+    stack left than who read it first."""
+    level = [value]
+    for _ in range(LEVELS_MAX):
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, Mapping):
+                inner += one.values()
+            elif isinstance(one, list | tuple | set):
+                inner += one
+        if not inner:
+            return
+        level = inner
+    raise InvalidWorkflow(_WHAT, f"too deep: more than {LEVELS_MAX} levels")

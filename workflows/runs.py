@@ -1,0 +1,564 @@
+"""Runs of workflows as the catalog has them: what was asked for, and what came of each step.
+
+These records are the whole truth of a run. The engine below (`workflows.engine`) keeps a
+database of its own, to know what comes next; it may be deleted at any time, for a run begins
+there again and finds the results of its finished steps here.
+
+    queued → running ⇄ waiting → completed | failed | cancelled
+
+A step runs at least once, and is finished once: `begin` tells of a step that was finished
+before, and only the first `finish` counts. What it came to is kept apart from it and read by
+who needs it: the steps of a run are many, and a change of one of them must cost no more for
+that, since nobody else writes meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, Final, TypeVar, final
+
+import msgspec
+
+from cas.catalog import Catalog, Snapshot, Transaction
+from cas.clock import DAY_US
+from cas.errors import NotFound, RunEnded, ToolFailed
+from cas.files import PAGE_MAX, Page
+from cas.identifiers import new_id
+from cas.once import OnceKey, once
+from cas.records import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    ITEM,
+    ITEMS,
+    QUEUED,
+    RESULT,
+    RUNNING,
+    SHOWN,
+    SKIPPED,
+    WAITING,
+    Run,
+    Step,
+    StepValue,
+)
+from cas.references import check_segment
+from cas.totals import values_of
+from workflows.definitions import Definition
+from workflows.endings import let_go
+
+_ERROR_CHARS_MAX: Final = 2000
+ENDED: Final = (COMPLETED, FAILED, CANCELLED)
+
+
+# Of all results of a run together, and what else is kept beside its steps. What is larger
+# belongs into files: these are in the index and in the journal, and are read as a whole.
+VALUES_BYTES_MAX: Final = 64 << 20
+# Told to somebody who looks at a run: of one value, and of all together.
+TOLD_BYTES_MAX: Final = 1 << 20
+TOLD_IN_ALL_BYTES_MAX: Final = 8 << 20
+_ITEMS_AT_ONCE: Final = 500  # written in one transaction
+_PAGE: Final = 100  # results read at once
+
+
+@final
+class RunView:
+    """A run, and its steps and what they came to as they are when they are asked for."""
+
+    def __init__(self, catalog: Catalog, run: Run) -> None:
+        self._catalog = catalog
+        self.run = run
+
+    def __repr__(self) -> str:
+        return f"RunView({self.run.status!r}, {self.run.error!r}, {self.steps!r})"
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """All of them, in the order in which they began."""
+        with self._catalog.read() as snapshot:
+            return steps_of(snapshot, self.run.run_id)
+
+    def step(self, step_id: str, iteration: str = "") -> Step | None:
+        """One of them, as it is now; None before it began."""
+        with self._catalog.read() as snapshot:
+            return snapshot.get(Step, self.run.run_id, step_id, iteration)
+
+    def value(self, step: Step) -> bytes | None:
+        """JSON: the result of a step or, before there is one, what it shows to others."""
+        if step.value_bytes is None:
+            return None
+        kind = RESULT if step.status == COMPLETED else SHOWN
+        with self._catalog.read() as snapshot:
+            return _value(snapshot, step.run_id, kind, step.step_id, step.iteration)
+
+    @cached_property
+    def told(self) -> dict[tuple[str, str], Any]:
+        """The values of the steps that have any, each under the step's name and iteration. Of
+        one that is too large to be told, or where there are too many, how large it is."""
+        told = {}
+        left = TOLD_IN_ALL_BYTES_MAX
+        # Those in loops last: what a loop came to has theirs.
+        for step in sorted(self.steps, key=lambda step: bool(step.iteration)):
+            size_bytes = step.value_bytes
+            if size_bytes is None:
+                continue
+            value: Any = {"truncated": True, "size_bytes": size_bytes}
+            if size_bytes <= min(left, TOLD_BYTES_MAX):
+                raw = self.value(step)
+                if raw is None:
+                    continue  # what it showed, which is over
+                value = msgspec.json.decode(raw)
+                left -= size_bytes
+            told[step.step_id, step.iteration] = value
+        return told
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What is known by name: the inputs, and for each step outside of loops its result,
+        under its `result_key` where it has one, else under its own name. For each foreach
+        `{"results": [...], "count": n}`, in the order of its items. Of a step that waits, what
+        it shows to others, unless something else has that name."""
+        definition = Definition.from_json(self.run.definition)
+        known: dict[str, Any] = dict(definition.variables)
+        known |= msgspec.json.decode(self.run.inputs)
+        keys = {
+            task.task_id: task.result_key or task.task_id
+            for task in definition.everything(loops=False)
+        }
+        shown: dict[str, Any] = {}
+        for step in self.steps:
+            name = (step.step_id, step.iteration)
+            if step.iteration or name not in self.told:
+                continue
+            found = known if step.status == COMPLETED else shown
+            found[keys.get(step.step_id, step.step_id)] = self.told[name]
+        return shown | known
+
+
+@final
+class Runs:
+    """The runs of one tenant. Safe for threads."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        tenant_id: str,
+        actor: str,
+        request_id: str,
+        keep_us: int = 30 * DAY_US,
+    ) -> None:
+        """`keep_us`: how long a run is remembered that is cancelled here."""
+        self._catalog = catalog
+        self._keep_us = keep_us
+        self._tenant_id = check_segment(tenant_id, "tenant")
+        self._actor = actor
+        self._request_id = request_id
+
+    def submit(
+        self, definition: Definition, inputs: Mapping[str, Any], key: OnceKey | None = None
+    ) -> Run:
+        """Record a run, to be begun by the runner; durable on return. With a `key`, once.
+
+        Raises KeyReused.
+        """
+
+        def change(txn: Transaction) -> Run:
+            def insert() -> str:
+                run = Run(
+                    new_id(txn.now_us),
+                    self._tenant_id,
+                    definition.name,
+                    definition.to_json(),
+                    msgspec.json.encode(dict(inputs)),
+                    QUEUED,
+                    txn.now_us,
+                    self._actor,
+                )
+                txn.insert(run)
+                return run.run_id
+
+            run_id, _ = once(txn, self._tenant_id, key, insert)
+            return self._own(txn, run_id)
+
+        return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
+
+    def get(self, run_id: str) -> RunView:
+        """A run with its steps; raises NotFound, also for another tenant's."""
+        with self._catalog.read() as snapshot:
+            return RunView(self._catalog, self._own(snapshot, run_id))
+
+    def list(
+        self, *, status: str | None = None, cursor: str | None = None, limit: int = 100
+    ) -> Page[Run]:
+        """A page of runs, newest first."""
+        limit = max(1, min(limit, PAGE_MAX))
+        index = "tenant" if status is None else "status"
+        prefix = (self._tenant_id,) if status is None else (self._tenant_id, status)
+        before = () if cursor is None else (cursor,)
+        with self._catalog.read() as snapshot:
+            found = snapshot.range(Run, index, prefix, before=before, limit=limit + 1, reverse=True)
+        more = len(found) > limit
+        found = found[:limit]
+        return Page(found, found[-1].run_id if more else None)
+
+    def cancel(self, run_id: str) -> Run:
+        """End a run; steps that run at this moment end, and their results are dropped.
+
+        Raises NotFound, RunEnded.
+        """
+
+        def change(txn: Transaction) -> Run:
+            run = self._own(txn, run_id)
+            if run.status in ENDED:
+                raise RunEnded(run.status)
+            return _end(txn, run, CANCELLED, "", self._keep_us)
+
+        return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
+
+    def _own(self, snapshot: Snapshot, run_id: str) -> Run:
+        run = snapshot.get(Run, run_id)
+        if run is None or run.tenant_id != self._tenant_id:
+            raise NotFound("run", run_id)
+        return run
+
+
+@final
+class RunLog:
+    """One run as the runner writes it. Every method is durable on return."""
+
+    def __init__(self, catalog: Catalog, run_id: str, keep_us: int = 30 * DAY_US) -> None:
+        self._catalog = catalog
+        self._keep_us = keep_us
+        self.run_id = run_id
+        self.actor = f"run:{run_id}"
+
+    def read(self) -> RunView:
+        """The run and its steps as they are; raises NotFound."""
+        with self._catalog.read() as snapshot:
+            run = snapshot.get(Run, self.run_id)
+            if run is None:
+                raise NotFound("run", self.run_id)
+            return RunView(self._catalog, run)
+
+    def step(self, step_id: str, iteration: str = "") -> Step | None:
+        """A step as it is now; None before it began."""
+        with self._catalog.read() as snapshot:
+            return snapshot.get(Step, self.run_id, step_id, iteration)
+
+    def result(self, step_id: str, iteration: str = "") -> bytes | None:
+        """JSON: what a step came to; None unless it is completed."""
+        with self._catalog.read() as snapshot:
+            return _value(snapshot, self.run_id, RESULT, step_id, iteration)
+
+    def shown(self, step_id: str, iteration: str = "") -> bytes | None:
+        """JSON: what a step shows that waits."""
+        with self._catalog.read() as snapshot:
+            return _value(snapshot, self.run_id, SHOWN, step_id, iteration)
+
+    def steps_within(self, step_id: str, iteration: str) -> list[Step]:
+        """What there is of a step for each item of the loop that it names, or is directly in,
+        which has `iteration`."""
+        with self._catalog.read() as snapshot:
+            return list(_within(snapshot, Step, (self.run_id, step_id), iteration))
+
+    def results_within(self, step_id: str, iteration: str) -> dict[str, bytes]:
+        """The results of a step, by iteration, for the items of the loop that it is in."""
+        with self._catalog.read() as snapshot:
+            found = _within(snapshot, StepValue, (self.run_id, RESULT, step_id), iteration)
+            return {value.iteration: value.value for value in found}
+
+    def item(self, loop: str, iteration: str) -> bytes | None:
+        """JSON: what an item of a loop is; None where it has none."""
+        with self._catalog.read() as snapshot:
+            return _value(snapshot, self.run_id, ITEM, loop, iteration)
+
+    def items(self, loop: str, iteration: str) -> int | None:
+        """How many items a loop has; None before they are recorded."""
+        with self._catalog.read() as snapshot:
+            raw = _value(snapshot, self.run_id, ITEMS, loop, iteration)
+        return None if raw is None else msgspec.json.decode(raw, type=int)
+
+    def record_items(self, loop: str, iteration: str, items: list[Any]) -> None:
+        """Keep what a loop goes over, from its beginning on: what its template says may change
+        while it runs. Harmless to stop and to repeat: how many they are is written last.
+
+        Raises RunEnded; ToolFailed where the run has too many results.
+        """
+        within = f"{iteration}." if iteration else ""
+        values = [
+            StepValue(self.run_id, ITEM, loop, f"{within}{number}", msgspec.json.encode(item))
+            for number, item in enumerate(items)
+        ]
+        count = msgspec.json.encode(len(items))
+        for start in range(0, len(values), _ITEMS_AT_ONCE):
+            self._put_all(values[start : start + _ITEMS_AT_ONCE])
+        self._put_all([StepValue(self.run_id, ITEMS, loop, iteration, count)])
+
+    def _put_all(self, values: list[StepValue]) -> None:
+        def change(txn: Transaction) -> None:
+            self._open(txn)
+            for value in values:
+                _put(txn, value)
+
+        self._catalog.write(change, actor=self.actor)
+
+    def start(self) -> Run:
+        """The runner has it; raises NotFound, RunEnded."""
+        return self._change(
+            lambda txn, run: (
+                run
+                if run.started_at is not None
+                else msgspec.structs.replace(run, status=RUNNING, started_at=txn.now_us)
+            )
+        )
+
+    def begin(self, step_id: str, iteration: str = "") -> Step:
+        """A step begins (again). One that is finished is returned as it is, to be used.
+
+        Raises RunEnded.
+        """
+
+        def change(txn: Transaction) -> Step:
+            run = self._open(txn)
+            found = txn.get(Step, self.run_id, step_id, iteration)
+            if found is not None and found.status in (COMPLETED, SKIPPED):
+                return found
+            if found is None:
+                step = Step(self.run_id, step_id, iteration, RUNNING, 1, txn.now_us)
+                txn.insert(step)
+            else:
+                step = msgspec.structs.replace(
+                    found,
+                    status=RUNNING,
+                    # Waking from a wait is no further attempt.
+                    attempts=found.attempts + (found.status != WAITING),
+                    ended_at=None,
+                    error="",
+                )
+                txn.replace(step)
+            self._show(txn, run)
+            return step
+
+        return self._catalog.write(change, actor=self.actor)
+
+    def wait(self, step_id: str, iteration: str, shown: Mapping[str, Any] | None = None) -> Step:
+        """A step waits for somebody; `shown` is what others need to let it go on.
+
+        Raises RunEnded; ToolFailed where the run has too many results.
+        """
+        raw = None if shown is None else msgspec.json.encode(dict(shown))
+        return self._step(step_id, iteration, WAITING, SHOWN, raw)
+
+    def finish(self, step_id: str, iteration: str, result: Any) -> Step:
+        """A step is done; `result` is any JSON value, which may be a `msgspec.Raw`.
+
+        Raises RunEnded; ToolFailed where the run would have more than VALUES_BYTES_MAX.
+        """
+        return self._step(step_id, iteration, COMPLETED, RESULT, msgspec.json.encode(result))
+
+    def skip(self, step_id: str, iteration: str = "", why: str = "") -> Step:
+        """A step that is left out: by a condition, or `why` something before it failed.
+
+        Raises RunEnded.
+        """
+
+        def change(txn: Transaction) -> Step:
+            self._open(txn)
+            found = txn.get(Step, self.run_id, step_id, iteration)
+            if found is not None:
+                return found
+            now_us = txn.now_us
+            step = Step(
+                self.run_id, step_id, iteration, SKIPPED, 0, now_us, ended_at=now_us, error=why
+            )
+            txn.insert(step)
+            return step
+
+        return self._catalog.write(change, actor=self.actor)
+
+    def retry(self, step_id: str, iteration: str, error: str) -> Step:
+        """An attempt failed and another follows; the error is shown until that begins.
+
+        Raises RunEnded.
+        """
+        return self._step(step_id, iteration, RUNNING, error=error)
+
+    def fail(self, step_id: str, iteration: str, error: str) -> Step:
+        """A step failed for good. Raises RunEnded."""
+        return self._step(step_id, iteration, FAILED, error=error)
+
+    def end(self, status: str, error: str = "") -> Run:
+        """The run is completed or failed; one that has ended before stays as it is."""
+
+        def change(txn: Transaction) -> Run:
+            run = txn.get(Run, self.run_id)
+            if run is None:
+                raise NotFound("run", self.run_id)
+            if run.status in ENDED:
+                return run
+            return _end(txn, run, status, error[:_ERROR_CHARS_MAX], self._keep_us)
+
+        return self._catalog.write(change, actor=self.actor)
+
+    def let_go(self) -> None:
+        """End once more what ends with a run that has ended: a step that was at work at its
+        end may have begun something since."""
+
+        def change(txn: Transaction) -> None:
+            run = txn.get(Run, self.run_id)
+            if run is not None and run.status in ENDED:
+                let_go(txn, run)
+
+        self._catalog.write(change, actor=self.actor)
+
+    def _step(
+        self,
+        step_id: str,
+        iteration: str,
+        status: str,
+        kind: str = "",
+        value: bytes | None = None,
+        error: str = "",
+    ) -> Step:
+        """Change a step that has begun; `value` is what there is of it from now on."""
+
+        def change(txn: Transaction) -> Step:
+            run = self._open(txn)
+            found = txn.get(Step, self.run_id, step_id, iteration)
+            if found is None:
+                raise NotFound("step", step_id)
+            if found.status in (COMPLETED, SKIPPED):
+                return found  # only the first one counts
+            if kind != SHOWN or value is None:
+                _drop(txn, self.run_id, SHOWN, step_id, iteration)
+            if value is not None:
+                _put(txn, StepValue(self.run_id, kind, step_id, iteration, value))
+            step = msgspec.structs.replace(
+                found,
+                status=status,
+                ended_at=txn.now_us if status in (COMPLETED, FAILED) else None,
+                value_bytes=None if value is None else len(value),
+                error=error[:_ERROR_CHARS_MAX],
+            )
+            txn.replace(step)
+            self._show(txn, run)
+            return step
+
+        return self._catalog.write(change, actor=self.actor)
+
+    def _show(self, txn: Transaction, run: Run) -> None:
+        """Keep the run's own status true: waiting where no step runs and one waits."""
+
+        def any_is(status: str) -> bool:
+            return bool(txn.range(Step, "status", (self.run_id, status), limit=1))
+
+        status = WAITING if not any_is(RUNNING) and any_is(WAITING) else RUNNING
+        if run.status != status:
+            txn.replace(msgspec.structs.replace(run, status=status))
+
+    def _change(self, act: Callable[[Transaction, Run], Run]) -> Run:
+        def change(txn: Transaction) -> Run:
+            run = self._open(txn)
+            changed = act(txn, run)
+            if changed != run:
+                txn.replace(changed)
+            return changed
+
+        return self._catalog.write(change, actor=self.actor)
+
+    def _open(self, snapshot: Snapshot) -> Run:
+        run = snapshot.get(Run, self.run_id)
+        if run is None:
+            raise NotFound("run", self.run_id)
+        if run.status in ENDED:
+            raise RunEnded(run.status)
+        return run
+
+
+def _end(txn: Transaction, run: Run, status: str, error: str, keep_us: int) -> Run:
+    ended = msgspec.structs.replace(
+        run,
+        status=status,
+        error=error,
+        open=None,
+        ended_at=txn.now_us,
+        forget_at=txn.now_us + keep_us,
+        # A term is not counted from a time in doubt (invariant 10).
+        undated_at=None if txn.believed else txn.now_us,
+    )
+    txn.replace(ended)
+    let_go(txn, ended)
+    for going in (RUNNING, WAITING):
+        while page := txn.range(Step, "status", (run.run_id, going), limit=PAGE_MAX):
+            for step in page:
+                txn.replace(
+                    msgspec.structs.replace(
+                        step, status=CANCELLED, ended_at=txn.now_us, value_bytes=None
+                    )
+                )
+    return ended
+
+
+def _value(
+    snapshot: Snapshot, run_id: str, kind: str, step_id: str, iteration: str
+) -> bytes | None:
+    found = snapshot.get(StepValue, run_id, kind, step_id, iteration)
+    return None if found is None else found.value
+
+
+def _put(txn: Transaction, value: StepValue) -> None:
+    """Keep a value in the place of the one before. Raises ToolFailed where they become too
+    large together."""
+    found = txn.get(StepValue, *value.primary_key())
+    before_bytes = 0 if found is None else found.size_bytes
+    size_bytes = values_of(txn, value.run_id) - before_bytes + value.size_bytes
+    if size_bytes > VALUES_BYTES_MAX:
+        raise ToolFailed(
+            value.step_id,
+            f"with {value.size_bytes} bytes more the results of this run would have {size_bytes} "
+            f"of {VALUES_BYTES_MAX}; store them as files",
+        )
+    if found is None:
+        txn.insert(value)
+    else:
+        txn.replace(value)
+
+
+def _drop(txn: Transaction, run_id: str, kind: str, step_id: str, iteration: str) -> None:
+    found = txn.get(StepValue, run_id, kind, step_id, iteration)
+    if found is not None:
+        txn.delete(found)
+
+
+V = TypeVar("V", Step, StepValue)
+
+
+def _within(
+    snapshot: Snapshot, kind: type[V], prefix: tuple[str, ...], iteration: str
+) -> Iterator[V]:
+    """Those whose iteration is one of the items of a loop that has `iteration`."""
+    # "1.0" to "1.99" come before "1/": of all iterations only these are read.
+    after: tuple[str, ...] = (f"{iteration}.",) if iteration else ("",)
+    before = (f"{iteration}/",) if iteration else ()
+    depth = iteration.count(".") + 1 if iteration else 0
+    while page := snapshot.range(kind, "", prefix, after=after, before=before, limit=_PAGE):
+        for found in page:
+            if found.iteration.count(".") == depth:
+                yield found
+        after = (page[-1].iteration,)
+
+
+def open_runs(snapshot: Snapshot, limit: int = 10_000) -> list[Run]:
+    """The runs of all tenants that have not ended, oldest first: the runner's work."""
+    return snapshot.range(Run, "open", ("open",), limit=limit)
+
+
+def steps_of(snapshot: Snapshot, run_id: str) -> list[Step]:
+    """The steps of a run in the order in which they began."""
+    found: list[Step] = []
+    after: tuple[str, ...] = ()
+    while page := snapshot.range(Step, "", (run_id,), after=after, limit=PAGE_MAX):
+        found += page
+        after = (page[-1].step_id, page[-1].iteration)
+    return sorted(found, key=lambda step: step.started_at)

@@ -1,0 +1,310 @@
+"""`blobcask workflow run | resume | list | show | cancel`: for the runs of a ROOT, or of a server.
+
+`run` follows what it submitted to its end. Where nobody runs the workflows of this ROOT yet,
+it does so itself meanwhile; interrupted, it leaves the run where it is.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
+
+import click
+
+from cas.cli.call import FIRST_TENANT, Call, table, tenant_option
+from cas.cli.exits import WrongFound
+from cas.errors import InvalidRequest
+from cas.keys import load_keys
+from cas.records import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, WAITING
+from workflows.forms import run_form, whole_run
+from workflows.leaving import leave_at_end
+from workflows.runs import ENDED
+
+if TYPE_CHECKING:
+    from cas.store import Store
+    from workflows.views import Workflows
+
+JSON = dict[str, Any]
+
+LOOK_S: Final = 0.25  # between two looks at a run that is followed
+
+
+class RunsView(Protocol):
+    """Runs as JSON, here or at a server."""
+
+    def submit(self, definition: str, inputs: Mapping[str, Any]) -> JSON: ...
+    def get(self, run_id: str) -> JSON: ...
+    def list(self, status: str | None, cursor: str | None, limit: int) -> JSON: ...
+    def cancel(self, run_id: str) -> JSON: ...
+
+
+@final
+class LocalRuns:
+    """The runs of one tenant of a store that this process has open."""
+
+    def __init__(self, store: Store, workflows: Workflows, tenant_id: str, actor: str) -> None:
+        self._store = store
+        self._workflows = workflows
+        self._runs = workflows.runs(tenant_id, actor)
+
+    @contextmanager
+    def carried_out(self) -> Iterator[Callable[[], None]]:
+        """Run them meanwhile, unless another process does, and as soon as it no longer does.
+
+        What it gives raises what the runner met, once that has ended.
+        """
+        from workflows.engine.runner import Runner
+
+        runner = Runner(self._store, self._workflows)
+        met: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                runner.run()
+            except BaseException as error:  # noqa: BLE001  it is raised in the thread that asks
+                met.append(error)
+
+        def check() -> None:
+            if met:
+                raise met[0]
+
+        thread = threading.Thread(target=work, name="runner", daemon=True)
+        thread.start()
+        try:
+            yield check
+        finally:
+            runner.stop()
+            thread.join()
+            if runner.left:
+                leave_at_end()
+
+    def submit(self, definition: str, inputs: Mapping[str, Any]) -> JSON:
+        # Late: only who submits pays for the DSL.
+        from workflows.definitions import Definition
+        from workflows.tools.registry import default_registry
+
+        parsed = Definition.parse(definition)
+        parsed.check_tools(default_registry().names)
+        return dict(run_form(self._runs.submit(parsed, inputs)))
+
+    def get(self, run_id: str) -> JSON:
+        return dict(whole_run(self._runs.get(run_id)))
+
+    def list(self, status: str | None, cursor: str | None, limit: int) -> JSON:
+        page = self._runs.list(status=status, cursor=cursor, limit=limit)
+        return {"runs": [run_form(run) for run in page.items], "next_cursor": page.next_cursor}
+
+    def cancel(self, run_id: str) -> JSON:
+        return dict(run_form(self._runs.cancel(run_id)))
+
+
+@click.command("run")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--input", "inputs", multiple=True, metavar="KEY=VALUE",
+    help="A variable of the run: JSON, or else a text; may be given several times.",
+)  # fmt: skip
+@click.option("--detach", is_flag=True, help="Only submit it, and print its identifier.")
+@tenant_option
+@click.pass_obj
+def run(call: Call, file: Path, inputs: tuple[str, ...], detach: bool, tenant: str | None) -> None:
+    """Run a workflow of highway_dsl: a Python FILE with get_workflow(), or its JSON or YAML.
+
+    A Python file is executed, here, with all that you may do.
+    """
+    definition = read_definition(file)
+    given = dict(_input(text) for text in inputs)
+    with _runs(call, tenant, make=True) as runs:
+        run_id = runs.submit(definition, given)["run_id"]
+        if detach:
+            call.answer({"run_id": run_id}, [run_id])
+            return
+        call.say(f"Run {run_id}")
+        with _carried_out(runs) as check:
+            form = follow(call, runs, run_id, check)
+    call.answer(form, _lines(form))
+    if form["status"] != COMPLETED:
+        raise WrongFound
+
+
+@click.command("resume")
+@click.argument("run_id", metavar="[ID]", required=False)
+@tenant_option
+@click.pass_obj
+def resume(call: Call, run_id: str | None, tenant: str | None) -> None:
+    """Go on with a run, or with all that have not ended, and follow them to their end.
+
+    A server goes on by itself; this is for a ROOT that none serves, after an interruption.
+    """
+    forms: list[JSON] = []
+    with _runs(call, tenant) as runs:
+        waiting = [runs.get(run_id)["run_id"]] if run_id else _open(runs)
+        with _carried_out(runs) as check:
+            for each in waiting:
+                call.say(f"Run {each}")
+                forms.append(follow(call, runs, each, check))
+    call.answer({"runs": forms}, [line for form in forms for line in _lines(form)])
+    if any(form["status"] != COMPLETED for form in forms):
+        raise WrongFound
+
+
+@click.command("list")
+@click.option(
+    "--status", type=click.Choice([QUEUED, RUNNING, WAITING, COMPLETED, FAILED, CANCELLED])
+)
+@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
+@click.option("--cursor", help="Where an earlier listing ended.")
+@tenant_option
+@click.pass_obj
+def list_runs(
+    call: Call, status: str | None, limit: int, cursor: str | None, tenant: str | None
+) -> None:
+    """List runs, newest first."""
+    with _runs(call, tenant) as runs:
+        page = runs.list(status, cursor, limit)
+    rows = [(run["run_id"], run["status"], run["created_at"], run["name"]) for run in page["runs"]]
+    call.answer(page, table(("RUN", "STATUS", "CREATED", "NAME"), rows))
+    if page["next_cursor"] and not call.json:
+        call.say(f"There are more: --cursor {page['next_cursor']}")
+
+
+@click.command("show")
+@click.argument("run_id", metavar="ID")
+@tenant_option
+@click.pass_obj
+def show(call: Call, run_id: str, tenant: str | None) -> None:
+    """Show a run: its steps, and its variables."""
+    with _runs(call, tenant) as runs:
+        form = runs.get(run_id)
+    call.answer(form, _lines(form))
+
+
+@click.command("cancel")
+@click.argument("run_id", metavar="ID")
+@tenant_option
+@click.pass_obj
+def cancel(call: Call, run_id: str, tenant: str | None) -> None:
+    """End a run; steps at work end first, for nothing."""
+    with _runs(call, tenant) as runs:
+        form = runs.cancel(run_id)
+    call.answer(form, [form["status"]])
+
+
+def read_definition(file: Path) -> str:
+    """The JSON or YAML of a workflow; of a Python file, what its get_workflow() builds."""
+    if file.suffix != ".py":
+        return file.read_text("utf-8")
+    spec = importlib.util.spec_from_file_location("blobcask_workflow", file)
+    if spec is None or spec.loader is None:
+        raise InvalidRequest(str(file), "not a Python file that can be loaded")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    build = getattr(module, "get_workflow", None)
+    if not callable(build):
+        raise InvalidRequest(str(file), "it has no get_workflow()")
+    built = build()
+    # A builder will do, too: one forgets to call build().
+    workflow = built.build() if hasattr(built, "build") else built
+    if not hasattr(workflow, "to_json"):
+        raise InvalidRequest(str(file), "get_workflow() gives no workflow of highway_dsl")
+    return str(workflow.to_json())
+
+
+def _input(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise InvalidRequest(text, "input: write KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+@contextmanager
+def _runs(call: Call, tenant: str | None, *, make: bool = False) -> Iterator[RunsView]:
+    if call.server is not None:
+        with call.remote() as remote:
+            yield remote.runs(tenant or "")
+        return
+    # Late: a listing needs neither the tools nor the watcher, but the views do.
+    from workflows.views import Workflows
+
+    with call.open(make=make) as store:
+        workflows = Workflows(store, load_keys(call.settings))
+        try:
+            yield LocalRuns(store, workflows, tenant or FIRST_TENANT, call.actor)
+        finally:
+            workflows.close()
+
+
+def _open(runs: RunsView) -> list[str]:
+    """The runs that have not ended, oldest first."""
+    found: list[str] = []
+    for status in (QUEUED, RUNNING, WAITING):
+        cursor: str | None = None
+        while True:
+            page = runs.list(status, cursor, 1000)
+            found += [run["run_id"] for run in page["runs"]]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                break
+    return sorted(found)
+
+
+def _carried_out(runs: RunsView) -> AbstractContextManager[Callable[[], None]]:
+    """Have runs carried out; a server does so by itself, and nothing is known of its runner."""
+    return runs.carried_out() if isinstance(runs, LocalRuns) else nullcontext(lambda: None)
+
+
+def follow(call: Call, runs: RunsView, run_id: str, check: Callable[[], None]) -> JSON:
+    """Tell each change of a step on stderr, until the run has ended.
+
+    Raises what `check` does: nobody carries the run out any more.
+    """
+    told: dict[tuple[str, str], str] = {}
+    while True:
+        form = runs.get(run_id)
+        for step in form["steps"]:
+            name = (step["step"], step["iteration"])
+            if told.get(name) != step["status"]:
+                told[name] = step["status"]
+                call.say(_told(step))
+        if form["status"] in ENDED:
+            return form
+        check()
+        time.sleep(LOOK_S)
+
+
+def _told(step: JSON) -> str:
+    name = f"{step['step']} #{step['iteration']}" if step["iteration"] else step["step"]
+    reason = step["error"] if step["status"] == FAILED else _link(step)
+    return f"  {name}: {step['status']}" + (f" ({reason})" if reason else "")
+
+
+def _link(step: JSON) -> str:
+    """Where a person does what the run waits for next; "" where a step has no such place."""
+    told = step["shown"] or step["result"]
+    return str(told.get("upload_url", "")) if isinstance(told, dict) else ""
+
+
+def _lines(form: JSON) -> Iterator[str]:
+    yield f"{form['run_id']}  {form['name']}  {form['status']}"
+    if form["error"]:
+        yield f"error: {form['error']}"
+    yield from map(_told, form["steps"])
+    tasks = {step["step"] for step in form["steps"]}
+    variables = form["variables"]
+    for name, value in variables.items():
+        others = (other for each, other in variables.items() if each not in tasks)
+        if name in tasks and any(other == value for other in others):
+            continue  # told under its `result_key`
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        yield f"{name} = {text if len(text) <= 200 else text[:200] + '…'}"

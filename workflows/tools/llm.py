@@ -1,0 +1,124 @@
+"""`tools.llm.call`: a question to a language model, with files of the tenant as attachments.
+
+The provider is `[llm] base_url`. Without one, and for whoever asks for the model by its name,
+`local/extractive` answers, and the result says so: no model is passed off as another.
+
+A step that is begun again after a crash asks again, with the same Idempotency-Key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final
+
+from cas.config import LlmSettings
+from cas.errors import InvalidWorkflow, ToolFailed
+from workflows.llm.answer import Answer
+from workflows.llm.attachments import Attachments, parse_attachments
+from workflows.tools.arguments import Arguments
+from workflows.tools.calling import Calling
+
+TOOL: Final = "tools.llm.call"
+LOCAL: Final = "local"
+LOCAL_MODEL: Final = "local/extractive"
+_TEMPERATURE_MAX: Final = 2.0
+
+
+def call(
+    calling: Calling,
+    model: str,
+    prompt: str,
+    attachments: Any = None,
+    system: str | None = None,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+) -> dict[str, Any]:
+    """Ask a model, and return `content`, with who gave it and what it counted.
+
+    `requested_model` is what the step asked for, `model` what answered, `provider` its host,
+    or "local". Raises InvalidWorkflow, ToolFailed, NotFound for a reference.
+    """
+    given = Arguments(TOOL)
+    settings = calling.settings.llm
+    model, prompt = given.text("model", model), given.text("prompt", prompt)
+    system = given.maybe_text("system", system)
+    temperature = given.maybe_number("temperature", temperature)
+    max_tokens = given.maybe_whole("max_tokens", max_tokens)
+    if not prompt.strip():
+        raise InvalidWorkflow(TOOL, "prompt: empty")
+    if temperature is not None and temperature > _TEMPERATURE_MAX:
+        raise InvalidWorkflow(TOOL, f"temperature: 0 to {_TEMPERATURE_MAX:g}")
+    if max_tokens is not None and max_tokens < 1:
+        raise InvalidWorkflow(TOOL, "max_tokens: at least 1")
+    attached = Attachments(TOOL, parse_attachments(TOOL, attachments), calling.place, settings)
+    if not settings.base_url or model == LOCAL_MODEL:
+        provider, answer = LOCAL, _local(attached, prompt, settings, max_tokens)
+    else:
+        provider, answer = _asked(calling, attached, prompt, system, model, temperature, max_tokens)
+    return {
+        "content": answer.content,
+        "model": answer.model,
+        "requested_model": model,
+        "provider": provider,
+        "usage": dict(answer.usage),
+        "finish_reason": answer.finish_reason,
+    }
+
+
+def _local(
+    attached: Attachments, prompt: str, settings: LlmSettings, max_tokens: int | None
+) -> Answer:
+    # numpy and all of LexRank take a good part of a second, and half of the machines that run
+    # workflows need the client below in their place.
+    from workflows.llm import extractive
+
+    documents = attached.documents()
+    _check_size(settings, [prompt, *(one.text for one in documents)])
+    sources = [extractive.Source(one.text, one.title) for one in documents]
+    # A token is a word at most.
+    words_max = extractive.WORDS_MAX if max_tokens is None else max_tokens
+    try:
+        found = extractive.extract(prompt, sources, words_max)
+    except extractive.NothingToShorten as error:
+        raise ToolFailed(TOOL, f"{error}; [llm] base_url names a provider for all else") from None
+    usage = {"input_words": found.input_words, "output_words": found.output_words}
+    return Answer(found.content, LOCAL_MODEL, "stop", usage)
+
+
+def _asked(
+    calling: Calling,
+    attached: Attachments,
+    prompt: str,
+    system: str | None,
+    model: str,
+    temperature: float | None,
+    max_tokens: int | None,
+) -> tuple[str, Answer]:
+    from workflows.llm.provider import Provider  # see `_local`
+
+    settings = calling.settings.llm
+    content = attached.content(prompt)
+    texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+    _check_size(settings, [system or "", *texts])
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    provider = Provider(TOOL, settings)
+    answer = provider.ask(
+        messages, model=model, key=_key(calling), temperature=temperature, max_tokens=max_tokens
+    )
+    return provider.name, answer
+
+
+def _key(calling: Calling) -> str:
+    """The same for each attempt of a step; hashed, since names of runs are nobody's business."""
+    key = calling.key("llm.call")
+    return hashlib.sha256(f"{calling.tenant_id}/{key.scope}/{key.name}".encode()).hexdigest()
+
+
+def _check_size(settings: LlmSettings, texts: list[str]) -> None:
+    size_bytes = sum(len(text.encode(errors="replace")) for text in texts)
+    if size_bytes > settings.text_max:
+        raise ToolFailed(
+            TOOL, f"{size_bytes} bytes of text, over the {settings.text_max} of [llm] text_max"
+        )

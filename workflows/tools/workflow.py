@@ -1,0 +1,169 @@
+"""`tools.workflow.*`: what a run waits for: events, people's decisions, others' calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from cas.clock import rfc3339
+from cas.errors import InvalidWorkflow, ToolFailed
+from cas.records import CANCELLED, EXPIRED
+from workflows.approvals import ApprovalRequest
+from workflows.events import Claimed
+from workflows.tools.arguments import Arguments
+from workflows.tools.calling import Calling, Waiting
+from workflows.tools.place import links_of
+from workflows.webhooks import WebhookRequest
+
+_WAIT: Final = "tools.workflow.wait_for_event"
+_APPROVAL: Final = "tools.workflow.request_approval"
+_WEBHOOK: Final = "tools.workflow.register_webhook"
+_UPLOAD_EVENT: Final = "upload_"
+
+
+def wait_for_event(
+    calling: Calling,
+    event_name: str,
+    timeout_seconds: Any = None,
+    correlation_key: str | None = None,
+) -> Waiting:
+    """Sleep until the event comes; its payload is the result.
+
+    Fails when the time is over first, and when an upload that is waited for was cancelled or
+    has expired. An upload that was completed before the wait began is found.
+    """
+    given = Arguments(_WAIT)
+    key = given.maybe_text("correlation_key", correlation_key)
+    name = given.text("event_name", event_name)
+    if not name:
+        raise InvalidWorkflow(_WAIT, "event_name: which event?")
+    timeout_s = (
+        None if timeout_seconds is None else given.number("timeout_seconds", timeout_seconds)
+    )
+
+    def payload(claimed: Claimed) -> Any:
+        if name.startswith(_UPLOAD_EVENT) and isinstance(claimed.payload, Mapping):
+            status = claimed.payload.get("status")
+            if status in (CANCELLED, EXPIRED):
+                raise ToolFailed(_WAIT, f"the upload was not completed: it is {status}")
+        return claimed.payload
+
+    shown = {"event_name": name, "correlation_key": key}
+    return Waiting(_WAIT, name, key, timeout_s, shown, payload)
+
+
+def request_approval(
+    calling: Calling,
+    approval_key: str,
+    title: str,
+    message: str = "",
+    addressees: Sequence[str] = (),
+    expires_in: Any = None,
+    one_click: Any = False,
+    redirect_url: str | None = None,
+    wait: Any = True,
+) -> Any:
+    """Put a question to people, and sleep until one of them decides it.
+
+    The result is `{status, approved_by, decided_by, decided_at, comment, approval_id}`, where
+    `status` is approved, rejected, expired or cancelled: what follows must look at it.
+    Meanwhile the links are shown with the step. With `wait=False` the links are the result, and
+    `event_name` is what to wait for. A step asks (and mails) once, however often it is begun.
+
+    One approval of a key can be pending in a run: inside a foreach the key has the item in it,
+    such as `publish-{{index}}`. Fails with ApprovalKeyTaken otherwise.
+    """
+    given = Arguments(_APPROVAL)
+    wanted = ApprovalRequest(
+        approval_key=given.text("approval_key", approval_key),
+        title=given.text("title", title),
+        message=given.text("message", message),
+        addressees=given.texts("addressees", addressees),
+        expires_in_s=given.maybe_whole("expires_in", expires_in),
+        one_click=given.flag("one_click", one_click),
+        redirect_url=given.maybe_text("redirect_url", redirect_url),
+        run=calling.run,
+    )
+    waits = given.flag("wait", wait)
+    made = calling.place.request_approval(wanted, calling.key("approval"))
+    asked = {
+        "approval_id": made.approval_id,
+        "event_name": made.event_name,
+        "links": links_of(made.links),
+        "expires_at": rfc3339(made.expires_at),
+    }
+    if not waits:
+        return asked
+
+    if not made.links:
+        # It ended before this step was begun again, and a later one may have its key by now.
+        ended = calling.place.ended_approval(made.approval_id)
+        if ended is not None:
+            return _decision(ended)
+
+    def decision(claimed: Claimed) -> Any:
+        told: Mapping[str, Any] | None = claimed.payload
+        if told is None or told.get("approval_id") != made.approval_id:
+            # Of a later approval, which could be asked for only once this one had ended.
+            told = calling.place.ended_approval(made.approval_id)
+        if told is None:
+            raise ToolFailed(_APPROVAL, "what came is the decision on another approval")
+        return _decision(told)
+
+    # No time limit: an approval that is over says so by its event, and by catalog time, which
+    # no wrong clock makes too short (invariant 10).
+    return Waiting(_APPROVAL, made.event_name, None, None, asked, decision)
+
+
+def _decision(told: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of a step that asked, from what the event of its approval tells."""
+    return {
+        "status": told["status"],
+        "approved_by": told["approved_by"],
+        "decided_by": told["decided_by"],
+        "decided_at": told["decided_at"],
+        "comment": told["comment"],
+        "approval_id": told["approval_id"],
+    }
+
+
+def register_webhook(
+    calling: Calling,
+    webhook_path: str,
+    signature_config: Mapping[str, Any],
+    event_name: str | None = None,
+    correlation_key: str | None = None,
+    allowed_networks: Sequence[str] = (),
+    single_use: Any = False,
+    expires_in: Any = None,
+) -> dict[str, Any]:
+    """Make an address that GitHub, Stripe, Twilio or another program calls.
+
+    `signature_config` is `{"kind": "github", "secret_id": …}`; further members are what the
+    kind `generic` needs. Each call whose signature is good is the event `event_name`. A step
+    registers once, however often it is begun.
+    """
+    given = Arguments(_WEBHOOK)
+    signature = given.mapping("signature_config", signature_config)
+    kind = given.text("signature_config.kind", signature.pop("kind", None))
+    secret_id = given.text("signature_config.secret_id", signature.pop("secret_id", None))
+    wanted = WebhookRequest(
+        name=given.text("webhook_path", webhook_path),
+        kind=kind,
+        secret_id=secret_id,
+        signature=signature or None,
+        event_name=given.maybe_text("event_name", event_name),
+        correlation_key=given.maybe_text("correlation_key", correlation_key),
+        allowed_networks=given.texts("allowed_networks", allowed_networks),
+        single_use=given.flag("single_use", single_use),
+        expires_in_s=given.maybe_whole("expires_in", expires_in),
+        run=calling.run,
+    )
+    made = calling.place.register_webhook(wanted, calling.key("webhook"))
+    return {
+        "webhook_id": made.webhook_id,
+        "webhook_url": made.url,
+        "event_name": made.event_name,
+        "correlation_key": made.correlation_key,
+        "expires_at": None if made.expires_at is None else rfc3339(made.expires_at),
+    }
