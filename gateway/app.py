@@ -10,15 +10,19 @@ import falcon
 from cas.config import Settings
 from cas.keys import Keys
 from cas.receipts import Receipts
+from cas.signing import Signer
 from cas.store import Store
 from gateway import errors
+from gateway.approval_page import ApprovalPageResource
+from gateway.approvals import ApprovalsResource
 from gateway.auth import Tokens
-from gateway.board import Board, Meter
+from gateway.board import Board, Meter, Waiters
 from gateway.cors import Cors
 from gateway.counters import Counters
 from gateway.docs_page import DocsResource
 from gateway.door import Door
 from gateway.downloads import DownloadResource, Sender
+from gateway.events import EventsResource
 from gateway.health import HealthResource, ReadyResource
 from gateway.issuers import Issuers
 from gateway.limits import Limits
@@ -27,12 +31,15 @@ from gateway.logs import Observed
 from gateway.metrics import MetricsResource, routes_of
 from gateway.openapi import DocumentResource, Routes
 from gateway.receipts import ReceiptKeysResource, ReceiptResource
-from gateway.signing import Signer
 from gateway.slots import SlotResource
 from gateway.storage import StorageResource, StoredFileResource
 from gateway.tus import TusPartialResource, TusResource
 from gateway.upload_page import StaticResource, UploadPageResource
 from gateway.uploads import UploadLinkResource, UploadsResource
+from gateway.webhooks import WebhooksResource
+from gateway.workflows import WorkflowsResource
+from workflows.tools.registry import default_registry
+from workflows.views import Workflows
 
 
 def create_app(
@@ -42,22 +49,28 @@ def create_app(
     reopen: Callable[[], None] = lambda: None,
     meter: Meter | None = None,
     counters: Counters | None = None,
+    workflows: Workflows | None = None,
+    waiters: Waiters | None = None,
 ) -> falcon.App[Any, Any]:
     """The gateway as a WSGI app. The store stays the caller's, to be closed after the app.
 
+    So do `workflows`, which end with the store where none are given.
+
     `reopen` is asked for when all processes must open the store anew (`errors.install`);
     `meter` counts for all processes of a server, of which this is the only one by default,
-    and so do `counters`.
+    and so do `counters` and `waiters`.
     """
     if meter is None:
         board = Board()
         meter = Meter(board, board.take(), store)
+    if waiters is None:
+        waiters = Waiters(meter.board, 0, settings.events.waiters_max)
 
     store.elsewhere.expect()
     limits = Limits(settings, counters or Counters())
     tokens = Tokens(keys.jwt, store.about_now_us, Issuers.of(settings.auth), limits.tenant)
     links = Links(Signer(keys.signing), store.about_now_us, settings.gateway)
-    door = Door(store, links, limits)
+    door = Door(store, workflows or Workflows(store, keys), links, limits)
     sender = Sender(door, settings.gateway.accel_redirect)
     uploads = UploadsResource(door, tokens, links)
     link = UploadLinkResource(door, links)
@@ -89,6 +102,21 @@ def create_app(
     add("/d/{file_id}/{filename}", DownloadResource(door, sender))
     hide("/u/{token}", UploadPageResource(door))
     hide("/static/{version}/{name}", StaticResource())
+    approvals = ApprovalsResource(door, tokens, links)
+    add("/api/v1/approvals", approvals)
+    add("/api/v1/approvals/{approval_id}", approvals, suffix="one")
+    add("/api/v1/approvals/{approval_id}/cancel", approvals, suffix="cancel")
+    hide("/api/v1/approvals/{approval_id}/respond", ApprovalPageResource(door))
+    events = EventsResource(door, tokens, waiters, settings.events)
+    add("/api/v1/events/{tenant_id}", events)
+    add("/api/v1/events/{tenant_id}/wait", events, suffix="wait")
+    webhooks = WebhooksResource(door, tokens, links, settings)
+    add("/api/v1/webhooks", webhooks)
+    add("/api/v1/webhooks/{webhook_id}", webhooks, suffix="one")
+    runs = WorkflowsResource(door, tokens, default_registry())
+    add("/api/v1/workflows", runs)
+    add("/api/v1/workflows/{run_id}", runs, suffix="one")
+    add("/api/v1/workflows/{run_id}/cancel", runs, suffix="cancel")
     add("/healthz", HealthResource())
     add("/readyz", ReadyResource(store, settings))
     hide("/metrics", MetricsResource(store, meter, settings.gateway))

@@ -31,13 +31,15 @@ MANAGE_UPLOADS: Final = "manage_uploads"
 VIEW_UPLOADS: Final = "view_uploads"
 MANAGE_STORAGE: Final = "manage_storage"
 VIEW_STORAGE: Final = "view_storage"
+EMIT_EVENTS: Final = "emit_events"
+MANAGE_WORKFLOWS: Final = "manage_workflows"
 PERMISSIONS: Final = (
     MANAGE_UPLOADS,
     VIEW_UPLOADS,
     MANAGE_STORAGE,
     VIEW_STORAGE,
-    "emit_events",
-    "manage_workflows",
+    EMIT_EVENTS,
+    MANAGE_WORKFLOWS,
     ADMIN,
 )
 # Who may change a thing may see it.
@@ -73,8 +75,8 @@ class Caller(msgspec.Struct, frozen=True):
 
 def _check_actor(name: str) -> str:
     """Pass a name for the audit log; raises InvalidName."""
-    if name.startswith("upload:"):
-        raise InvalidName(name, "the audit log calls those so who come by an upload's link")
+    if name.startswith(("upload:", "approval:", "webhook:", "run:")):
+        raise InvalidName(name, "the audit log calls those so who come without a token")
     return check_name(name)
 
 

@@ -13,12 +13,15 @@ Labels are route templates, methods and classes of status; never what a client c
 from __future__ import annotations
 
 import bisect
+import hashlib
 import math
 import mmap
 import threading
+from array import array
 from collections.abc import Iterable
 from typing import Final, final
 
+from cas.errors import TooManyWaiters
 from cas.store import Store
 from gateway.lines import Lines
 from gateway.logs import Answered
@@ -31,7 +34,7 @@ _ROUTES_MAX: Final = 64
 BOUNDS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0)
 
 # A row, in numbers of 8 bytes: requests by route, method and class; then for each route bytes
-# in, bytes out, seconds, and the requests of each bucket; then the singles.
+# in, bytes out, seconds, and the requests of each bucket; then the singles; then who waits.
 ROUTE_CELLS: Final = len(METHODS) * len(CLASSES)
 AT_BYTES: Final = _ROUTES_MAX * ROUTE_CELLS
 TIMES: Final = 3 + len(BOUNDS) + 1
@@ -48,12 +51,17 @@ AT_SINGLES: Final = AT_BYTES + _ROUTES_MAX * TIMES
     TURNED_AWAY,
     HITS,  # of the cache: bytes that were here when they were asked for
     MISSES,
+    WAITING,  # requests that wait for an event, parked or in a thread
     _SINGLES,
-) = range(12)
+) = range(13)
 _CARRIED: Final = (GROUPS, WRITES, DROPPED, HITS, MISSES)
 # What is true of a worker only while it lives.
-_PASSING: Final = (IN_FLIGHT, CONNECTIONS, ACCEPTS)
-_ROW: Final = AT_SINGLES + _SINGLES
+_PASSING: Final = (IN_FLIGHT, CONNECTIONS, ACCEPTS, WAITING)
+# The waiting requests of each tenant are in two cells, which others may have, too: the lower
+# of the two numbers is too high only where other tenants with many hit both (1 in 262,144).
+_TENANT_CELLS: Final = 512
+AT_TENANTS: Final = AT_SINGLES + _SINGLES
+_ROW: Final = AT_TENANTS + 2 * _TENANT_CELLS
 
 
 @final
@@ -70,9 +78,10 @@ class Board:
         return self._cells[slot * _ROW : (slot + 1) * _ROW]
 
     def totals(self) -> list[float]:
-        """A row that adds up all rows which any worker has had."""
+        """A row that adds up all rows which any worker has had, without the tenants."""
         started = AT_SINGLES + STARTS
-        used = [row for row in map(self.row, range(self._slots)) if row[started]]
+        rows = (self.row(slot)[:AT_TENANTS] for slot in range(self._slots))
+        used = [row for row in rows if row[started]]
         return [sum(cells) for cells in zip(*used, strict=True)]
 
     def take(self) -> int:
@@ -103,10 +112,30 @@ class Board:
         found = (self._cells[row + at] for row in starts if self._cells[row + accepts])
         return min(found, default=math.inf)
 
+    def waiting(self) -> float:
+        """How many requests wait for an event, in all workers."""
+        return self._sum(AT_SINGLES + WAITING)
+
+    def waiting_of(self, tenant_id: str) -> float:
+        """How many of one tenant's do: never fewer than there are, and rarely more."""
+        return min(map(self._sum, tenant_cells(tenant_id)))
+
+    def _sum(self, at: int) -> float:
+        return sum(self._cells[slot * _ROW + at] for slot in range(self._slots))
+
     @staticmethod
     def _forget(row: memoryview[float]) -> None:
         for cell in _PASSING:
             row[AT_SINGLES + cell] = 0
+        row[AT_TENANTS:] = array("d", bytes(8 * (_ROW - AT_TENANTS)))
+
+
+def tenant_cells(tenant_id: str) -> tuple[int, int]:
+    """Where a row counts a tenant, in every process alike."""
+    digest = hashlib.blake2b(tenant_id.encode(), digest_size=4).digest()
+    first, second = int.from_bytes(digest[:2]), int.from_bytes(digest[2:])
+    at = AT_TENANTS + first % _TENANT_CELLS
+    return at, AT_TENANTS + _TENANT_CELLS + second % _TENANT_CELLS
 
 
 @final
@@ -130,6 +159,46 @@ class Share:
     def turned_away(self) -> None:
         """A connection was closed because its peer, or this worker, has too many."""
         self._row[AT_SINGLES + TURNED_AWAY] += 1
+
+
+@final
+class Waiters:
+    """The places of requests that wait for an event. Safe for threads.
+
+    A tenant may have half of all places, and half of those of a worker, so that it cannot keep
+    all others from waiting. Counted over all workers, without a lock between them: of those
+    that come in the same moment, each worker may let one too many in.
+    """
+
+    def __init__(self, board: Board, slot: int, most: int, most_here: int | None = None) -> None:
+        """`most` in all workers; `most_here` in this one, for each holds a connection."""
+        self._board = board
+        self._row = board.row(slot)
+        self._most = most
+        self._most_here = most if most_here is None else most_here
+        self._of_tenant = max(1, self._most // 2)
+        self._of_tenant_here = max(1, self._most_here // 2)
+        self._lock = threading.Lock()
+
+    def enter(self, tenant_id: str) -> None:
+        """Take a place for a tenant, to be left again; raises TooManyWaiters."""
+        at = AT_SINGLES + WAITING
+        cells = tenant_cells(tenant_id)
+        with self._lock:
+            if self._row[at] >= self._most_here or self._board.waiting() >= self._most:
+                raise TooManyWaiters(self._most)
+            here = min(self._row[cell] for cell in cells)
+            waiting = self._board.waiting_of(tenant_id)
+            if here >= self._of_tenant_here or waiting >= self._of_tenant:
+                raise TooManyWaiters(self._of_tenant, " of one tenant")
+            for cell in (at, *cells):
+                self._row[cell] += 1
+
+    def leave(self, tenant_id: str) -> None:
+        """Give a place of the same tenant back."""
+        with self._lock:
+            for cell in (AT_SINGLES + WAITING, *tenant_cells(tenant_id)):
+                self._row[cell] -= 1
 
 
 @final

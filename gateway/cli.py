@@ -8,12 +8,12 @@ import click
 
 from cas.cli.call import FIRST_TENANT, Call, reference_tenant_option
 from cas.keys import Keys, load_keys
+from cas.links import DOWNLOAD_LIFETIME_S_MAX, SignedLinks
+from cas.signing import Signer
 from cas.store import Store
 from cas.uploads import UploadRequest
 from gateway.auth import ADMIN, PERMISSIONS, Tokens
 from gateway.issuers import Issuers
-from gateway.links import DOWNLOAD_LIFETIME_S_MAX, Links
-from gateway.signing import Signer
 
 TOKEN_DAYS: Final = 30
 _DAY_S: Final = 24 * 3600
@@ -26,9 +26,16 @@ _DAY_S: Final = 24 * 3600
     show_default=True,
     help="Run `blobcask replicate run` beside it; without, run that as a service of its own.",
 )
+@click.option(
+    "--runner/--no-runner",
+    default=True,
+    show_default=True,
+    help="Run `blobcask workflow serve` beside it; without, run that as a service of its own.",
+)
 @click.pass_obj
-def serve(call: Call, replicator: bool) -> None:
-    """Run the gateway until it is stopped, and the work in the background with it.
+def serve(call: Call, replicator: bool, runner: bool) -> None:
+    """Run the gateway until it is stopped, and with it the work in the background and the
+    workflows.
 
     On a new ROOT it makes the keys, and prints an admin token and a first upload link.
     """
@@ -49,9 +56,18 @@ def serve(call: Call, replicator: bool) -> None:
             click.echo(f"New store in {root}: made its keys in {root / 'keys'}.", err=True)
             first = _first_upload(store)
         now_us = _now_us(store)
+    companions = []
+    if replicator:
+        companions.append(Companion("replicator", _words(call, "replicate", "run")))
+    if runner:
+        companions.append(Companion("runner", _words(call, "workflow", "serve")))
 
     def ready(address: str) -> None:
         base = settings.gateway.public_url or address
+        if base.startswith("http"):  # and no socket's path
+            # For links that nobody asks for over HTTP, in mails: the port may be any free one.
+            for companion in companions:
+                companion.tell({"BLOBCASK_GATEWAY__PUBLIC_URL": base})
         click.echo(f"Serving {root} at {address}", err=True)
         if first is not None:
             click.echo(f"Admin token (tenant {FIRST_TENANT}, {TOKEN_DAYS} days):", err=True)
@@ -63,7 +79,7 @@ def serve(call: Call, replicator: bool) -> None:
             how = f"blobcask token --tenant {FIRST_TENANT} --permission {ADMIN}"
             click.echo(f"A token: {how}", err=True)
 
-    Server(settings, keys, ready, Companion(_replicate(call)) if replicator else None).run()
+    Server(settings, keys, ready, companions).run()
 
 
 @click.command()
@@ -115,15 +131,15 @@ def url(call: Call, reference: str, expires_in: int | None, tenant: str | None) 
     with call.open() as store:
         file = store.files(tenant or parsed.tenant_id, call.actor).stat(parsed)
         now_us = _now_us(store)
-    links = Links(Signer(load_keys(call.settings).signing), lambda: now_us, gateway)
+    links = SignedLinks(Signer(load_keys(call.settings).signing), lambda: now_us, gateway)
     base = gateway.public_url or f"http://{gateway.bind}"
-    made = links.download_under(base, file, expires_in or links.lifetime_s)
+    made = links.download(base, file, expires_in or links.lifetime_s)
     call.answer({"url": made}, [made])
 
 
-def _replicate(call: Call) -> list[str]:
-    """The words that run the background process with the settings of this call."""
-    words = ["replicate", "run", "--root", str(call.settings.store.root.absolute())]
+def _words(call: Call, *verb: str) -> list[str]:
+    """The words that run a companion with the settings of this call."""
+    words = [*verb, "--root", str(call.settings.store.root.absolute())]
     return words if call.config is None else [*words, "--config", str(call.config)]
 
 

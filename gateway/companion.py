@@ -1,9 +1,10 @@
-"""A process that runs beside the server and ends with it: `blobcask replicate run`.
+"""A process that runs beside the server and ends with it: `blobcask replicate run`, or
+`blobcask workflow serve`.
 
-gunicorn's arbiter, which starts and reaps the workers, looks after this one as well: at each
+gunicorn's arbiter, which starts and reaps the workers, looks after these as well: at each
 turn of its main loop, once a second or when a child ended. So there is no thread, which a
 process that forks must not have, and no further process to look after. The arbiter reaps
-every child by waitpid(-1), so a pidfd tells whether this one still lives.
+every child by waitpid(-1), so a pidfd tells whether one still lives.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, final
 
 RESTART_S: Final = 1.0  # after its end; doubled each time it ends soon again
 RESTART_S_MAX: Final = 60.0
 SOON_S: Final = 60.0
-STOP_S: Final = 15.0  # to end its step; it may be killed anywhere, so this is courtesy
+# From being asked on, to end its step; it may be killed anywhere, so this is courtesy.
+STOP_S: Final = 15.0
 
 _log = logging.getLogger("blobcask")
 
@@ -30,15 +32,23 @@ _log = logging.getLogger("blobcask")
 class Companion:
     """Runs `python -m cas` with some words, again when it ends. For one thread."""
 
-    def __init__(self, words: Sequence[str]) -> None:
-        """The words get `--with-parent` and this process's PID, so that it ends with us."""
+    def __init__(self, name: str, words: Sequence[str]) -> None:
+        """`name` is what the log calls it. The words get `--with-parent` and this process's
+        PID, so that it ends with us."""
+        self.name = name
         self._words = words
+        self._told: dict[str, str] = {}
         self._pidfd: int | None = None
         self._pid = 0
         self._started_s = 0.0
         self._due_s = 0.0
         self._wait_s = RESTART_S
         self._wanted = True
+        self._asked_s = 0.0
+
+    def tell(self, settings: Mapping[str, str]) -> None:
+        """Names and values of its environment, from its next start on, besides ours."""
+        self._told.update(settings)
 
     def tend(self) -> None:
         """Start it when it is time to; note its end. Never waits."""
@@ -55,12 +65,14 @@ class Companion:
     def ask_to_end(self) -> None:
         """Tell it to end, and start it no more."""
         self._wanted = False
+        self._asked_s = time.monotonic()
         self._signal(signal.SIGTERM)
 
     def end(self) -> None:
-        """Wait until it has ended, STOP_S at most; then kill it."""
-        if self._pidfd is not None and not self._ended(self._pidfd, STOP_S):
-            _log.warning("the replicator (PID %d) did not end and is killed", self._pid)
+        """Wait until it has ended, until STOP_S after it was asked to; then kill it."""
+        left_s = max(0.0, self._asked_s + STOP_S - time.monotonic())
+        if self._pidfd is not None and not self._ended(self._pidfd, left_s):
+            _log.warning("the %s (PID %d) did not end and is killed", self.name, self._pid)
             self._signal(signal.SIGKILL)
 
     def _start(self) -> None:
@@ -69,11 +81,15 @@ class Companion:
         try:
             # All descriptors but stderr stay here: it must not hold the listening sockets.
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, close_fds=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                close_fds=True,
+                env={**os.environ, **self._told},
             )
         except OSError as error:
             # No memory or no process left: no reason to end the server.
-            _log.warning("the replicator does not start: %s", error)
+            _log.warning("the %s does not start: %s", self.name, error)
             self._due_s = time.monotonic() + RESTART_S_MAX
             return
         self._pid = process.pid
@@ -89,7 +105,8 @@ class Companion:
             self._wait_s = min(self._wait_s, RESTART_S)
         if self._wanted:
             _log.warning(
-                "the replicator (PID %d) ended; another one starts in %g s", self._pid, self._wait_s
+                "the %s (PID %d) ended; another one starts in %g s",
+                *(self.name, self._pid, self._wait_s),
             )
         self._due_s = time.monotonic() + self._wait_s
         self._wait_s = min(max(self._wait_s * 2, RESTART_S), RESTART_S_MAX)

@@ -18,8 +18,8 @@ import falcon
 _METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE"
 _REQUEST_HEADERS: Final = ", ".join(
     """Authorization Content-Type Content-Digest Repr-Digest Range If-Match If-None-Match
-    If-Range Tus-Resumable Upload-Length Upload-Offset Upload-Metadata Upload-Checksum
-    X-HTTP-Method-Override X-Request-Id""".split()
+    If-Range Idempotency-Key Tus-Resumable Upload-Length Upload-Offset Upload-Metadata
+    Upload-Checksum X-HTTP-Method-Override X-Request-Id""".split()
 )
 _EXPOSED: Final = ", ".join(
     """Accept-Ranges Content-Digest Content-Disposition Content-Length Content-Range ETag

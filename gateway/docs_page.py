@@ -32,7 +32,6 @@ _HEADERS: Final = {
     "Cache-Control": "no-cache",
 }
 _JSON_TYPE: Final = "application/json"
-_PROBLEM_TYPE: Final = "application/problem+json"
 # What stands for a value in the examples, where its name alone would not do.
 _EXAMPLES: Final = {
     "Tus-Resumable": "1.0.0",
@@ -108,8 +107,8 @@ def _paths(document: JSON) -> Iterator[tuple[str, list[Described]]]:
 def _described(method: str, path: str, shared: list[JSON], found: JSON) -> Described:
     parameters = [*shared, *found["parameters"]]
     body = found.get("requestBody", {})
-    answers = [each for each in found["responses"].items() if not _refuses(each[1])]
-    refusals = [each for each in found["responses"].items() if _refuses(each[1])]
+    answers = [each for each in found["responses"].items() if not _refuses(each[0])]
+    refusals = [each for each in found["responses"].items() if _refuses(each[0])]
     return Described(
         anchor=found["operationId"],
         method=method.upper(),
@@ -124,8 +123,8 @@ def _described(method: str, path: str, shared: list[JSON], found: JSON) -> Descr
     )
 
 
-def _refuses(reply: JSON) -> bool:
-    return _PROBLEM_TYPE in reply.get("content", {})
+def _refuses(status: str) -> bool:
+    return int(status) >= 400
 
 
 def _parameter(parameter: JSON) -> Shown:

@@ -7,6 +7,7 @@ gateway to it: only this module, and what serves no tenant, knows the Store.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
@@ -16,22 +17,31 @@ from cas.deliveries import Deliveries
 from cas.elsewhere import Fetched
 from cas.errors import NotFound
 from cas.files import Files
-from cas.records import StoredFile
+from cas.records import PENDING, StoredFile, Subscription
 from cas.store import Store
 from cas.uploads import UploadLink, Uploads
 from gateway.auth import Caller
 from gateway.limits import Limits
 from gateway.links import Links
 from gateway.logs import about
+from workflows.approvals import ApprovalLink, Approvals
+from workflows.events import Events
+from workflows.runs import Runs
+from workflows.signatures import Call
+from workflows.views import Workflows
+from workflows.webhooks import ProvedCall, Webhooks
 
 
 @final
 class Door:
     """Safe for threads. `request_id` goes into the audit log with what is written."""
 
-    def __init__(self, store: Store, links: Links, limits: Limits | None = None) -> None:
+    def __init__(
+        self, store: Store, workflows: Workflows, links: Links, limits: Limits | None = None
+    ) -> None:
         """Without `limits`, whose middleware an app needs too, anybody may guess."""
         self._store = store
+        self._workflows = workflows
         self._links = links
         self._limits = limits
 
@@ -51,6 +61,36 @@ class Door:
         """What is sent for the caller's tenant, and for no other."""
         about(tenant=caller.tenant_id, actor=caller.actor)
         return self._store.deliveries(caller.tenant_id, caller.actor, request_id)
+
+    def events(self, caller: Caller, request_id: str) -> Events:
+        """The events of the caller's tenant, and of no other."""
+        about(tenant=caller.tenant_id, actor=caller.actor)
+        return self._workflows.events(caller.tenant_id, caller.actor, request_id)
+
+    def event(self, req: falcon.Request, caller: Caller) -> None:
+        """An event comes for the caller's tenant; raises TooManyRequests, TooLarge."""
+        if self._limits is not None:
+            self._limits.event(req, caller.tenant_id)
+
+    def watch(self, wait: Subscription, ring: Callable[[], None]) -> Callable[[], None]:
+        """Have `ring` called when a wait that `events` gave has an event or is over; returns
+        how to stop that. Raises CatalogClosed."""
+        return self._workflows.watcher.watch(wait.subscription_id, ring)
+
+    def approvals(self, caller: Caller, request_id: str) -> Approvals:
+        """The approvals of the caller's tenant, and of no other."""
+        about(tenant=caller.tenant_id, actor=caller.actor)
+        return self._workflows.approvals(caller.tenant_id, caller.actor, request_id)
+
+    def webhooks(self, caller: Caller, request_id: str) -> Webhooks:
+        """The webhooks of the caller's tenant, and of no other."""
+        about(tenant=caller.tenant_id, actor=caller.actor)
+        return self._workflows.webhooks(caller.tenant_id, caller.actor, request_id)
+
+    def runs(self, caller: Caller, request_id: str) -> Runs:
+        """The runs of the caller's tenant, and of no other."""
+        about(tenant=caller.tenant_id, actor=caller.actor)
+        return self._workflows.runs(caller.tenant_id, caller.actor, request_id)
 
     # --- by the token of an upload
 
@@ -85,6 +125,47 @@ class Door:
         file = self._store.file_by_id(file_id)
         about(tenant=file.tenant_id, actor="signed URL")
         return file
+
+    def approval(
+        self, req: falcon.Request, approval_id: str, decision: str, token: str
+    ) -> ApprovalLink:
+        """The approval and decision that a link is signed for.
+
+        Raises BadSignature, NotFound, TooManyRequests, TooLarge.
+        """
+        with self._looking_up(req):
+            link = self._workflows.approval_link(
+                approval_id, decision, token, req.context.request_id
+            )
+        about(tenant=link.approval.tenant_id, actor="link")
+        if self._limits is not None:
+            self._limits.body(req, link.approval.tenant_id)
+        return link
+
+    def deciding(self, req: falcon.Request, link: ApprovalLink) -> None:
+        """A link that `approval` opened is about to decide, which is an event; looking at it is
+        none. Raises TooManyRequests, TooLarge."""
+        if self._limits is not None and link.approval.status == PENDING:
+            self._limits.event(req, link.approval.tenant_id)
+
+    def webhook(self, req: falcon.Request, webhook_id: str, call: Call) -> ProvedCall:
+        """The call of a webhook, whose signature is good: it passes, however often others of
+        its address were wrong, for many send from the addresses of GitHub.
+
+        Raises NotFound, BadSignature, TooManyRequests, SecretSealed.
+        """
+        with nullcontext() if self._limits is None else self._limits.verifying(req):
+            opened = self._workflows.webhook_call(webhook_id, req.context.request_id)
+            proved = opened.prove(call)
+        about(tenant=proved.webhook.tenant_id, actor="webhook")
+        if self._limits is not None:
+            self._limits.event(req, proved.webhook.tenant_id)
+        return proved
+
+    def came_before(self, proved: ProvedCall) -> None:
+        """The call that `webhook` proved was taken before: it is no further event."""
+        if self._limits is not None:
+            self._limits.event_again(proved.webhook.tenant_id)
 
     # --- by a file that one of the others opened
 

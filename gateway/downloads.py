@@ -15,13 +15,13 @@ from urllib.parse import quote
 import falcon
 
 from cas.elsewhere import Fetched
-from cas.errors import BlobUnavailable, NotFound
+from cas.errors import BlobUnavailable, LinkExpired, NotFound
+from cas.links import download_name
 from cas.records import StoredFile
 from gateway import forms
 from gateway.digests import digest_field
 from gateway.door import Door
-from gateway.errors import LinkExpired, PreconditionFailed, RangeNotSatisfiable
-from gateway.links import download_name
+from gateway.errors import PreconditionFailed, RangeNotSatisfiable
 from gateway.operations import ANY_MEDIA, Parameter, Reply, Right, operation
 from gateway.ranges import Span, entity_tag, names_tag, parse_range, range_applies
 from gateway.sending import TOGETHER_BYTES_MAX

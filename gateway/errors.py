@@ -2,6 +2,11 @@
 
     {"type": "urn:blobcask:CODE", "title": …, "status": …, "code": CODE, "detail": …, facts…}
 
+Where workflows are spoken to (`WORKFLOW_PATHS`) the same table is told in the form of
+requirement 3, with the code in capital letters:
+
+    {"status": "error", "code": CODE, "message": …, facts…}
+
 `code` is stable; programs compare it and nothing else. A row serves all subclasses that
 have none of their own. What a row does not list is not told: no paths, no internals, and
 nothing that separates the unknown from what belongs to somebody else (invariant 9).
@@ -23,9 +28,11 @@ from typing import Any, Final, NamedTuple, final
 import falcon
 
 from cas import errors as cas
+from cas.clock import rfc3339
 from cas.errors import BlobcaskError
 from cas.uploads import ResumePayload
 from gateway.body import BodyTooSlow, BodyTruncated
+from gateway.parking import RESUMED
 from gateway.route_names import route_name
 
 log = logging.getLogger("blobcask.gateway")
@@ -41,20 +48,6 @@ class PermissionMissing(BlobcaskError):
     def __init__(self, permission: str) -> None:
         super().__init__(f"the token lacks the permission {permission}")
         self.permission = permission
-
-
-class BadSignature(BlobcaskError):
-    """The URL was not signed here, or not for this: told as if there were nothing."""
-
-    def __init__(self) -> None:
-        super().__init__("bad signature")
-
-
-class LinkExpired(BlobcaskError):
-    """The signature is good, its time is over."""
-
-    def __init__(self) -> None:
-        super().__init__("the link has expired; ask for a fresh one")
 
 
 class UploadCompleted(cas.UploadClosed):
@@ -130,6 +123,10 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
     cas.InvalidName: _Row(400, "invalid_name", "Invalid name", facts=("reason",)),
     cas.InvalidRetention: _Row(400, "invalid_retention", "Invalid retention policy"),
     cas.InvalidRequest: _Row(400, "invalid_request", "Invalid request", facts=("reason",)),
+    cas.InvalidWorkflow: _Row(400, "invalid_workflow", "Invalid workflow", facts=("reason",)),
+    cas.OperatorUnsupported: _Row(
+        400, "operator_unsupported", "Operator not supported", facts=("operator",)
+    ),
     BodyTruncated: _Row(
         400, "body_truncated", "Body incomplete", facts=("received_bytes", "promised_bytes")
     ),
@@ -138,7 +135,10 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
     cas.PartialTaken: _Row(400, "partial_taken", "Taken over by a later request"),
     PermissionMissing: _Row(403, "permission_missing", "Permission missing", facts=("permission",)),
     cas.NotFound: _Row(404, "not_found", "Not Found", _NOTHING),
-    BadSignature: _Row(404, "not_found", "Not Found", _NOTHING),
+    cas.NoWaitingWorkflow: _Row(
+        404, "no_waiting_workflow", "No workflow waits", facts=("event_name",)
+    ),
+    cas.BadSignature: _Row(404, "not_found", "Not Found", _NOTHING),
     BodyTooSlow: _Row(408, "body_too_slow", "Body too slow", facts=("received_bytes",)),
     cas.Conflict: _Row(
         409, "conflict", "Not possible now", "Something else changed this; try again."
@@ -147,13 +147,22 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
     UploadCompleted: _Row(
         409, "upload_closed", "Upload closed", facts=("state", "files", "uploaded_at")
     ),
+    cas.SubscriptionTaken: _Row(409, "subscription_taken", "Waited for already"),
+    cas.ApprovalClosed: _Row(
+        409, "approval_closed", "Decided already", facts=("status", "decided_by", "decided_at")
+    ),
+    cas.ApprovalKeyTaken: _Row(
+        409, "approval_key_taken", "Asked already", facts=("approval_key", "run")
+    ),
+    cas.WebhookClosed: _Row(409, "webhook_closed", "Takes no more"),
+    cas.RunEnded: _Row(409, "run_ended", "Ended already", facts=("status",)),
     cas.OffsetMismatch: _Row(409, "offset_mismatch", "Wrong offset", facts=("offset_bytes",)),
     cas.SlotsTaken: _Row(409, "slots_taken", "No free slot", facts=("max_files",)),
     cas.UploadNotCompleted: _Row(
         409, "upload_not_completed", "Upload not completed", facts=("state",)
     ),
     cas.Held: _Row(409, "held", "Under a legal hold"),
-    LinkExpired: _Row(410, "link_expired", "Link expired"),
+    cas.LinkExpired: _Row(410, "link_expired", "Link expired"),
     cas.PartialExpired: _Row(410, "partial_expired", "Resumable upload expired"),
     cas.SlotTaken: _Row(412, "slot_taken", "Slot taken", facts=("index",)),
     PreconditionFailed: _Row(412, "precondition_failed", "Precondition failed"),
@@ -173,6 +182,7 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
         "Other length than promised",
         facts=("promised_bytes", "received_bytes"),
     ),
+    cas.KeyReused: _Row(422, "idempotency_key_reused", "Idempotency key used before"),
     cas.PartialBusy: _Row(423, "partial_busy", "Busy with another request"),
     cas.ChecksumMismatch: _Row(  # a status of tus's own
         460, "checksum_mismatch", "Other bytes than promised", facts=("promised", "received")
@@ -181,6 +191,8 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
     TooManyRequests: _Row(
         429, "too_many_requests", "Too many requests", facts=("what", "retry_after_s")
     ),
+    cas.SecretSealed: _Row(503, "secret_unavailable", "Secret not available", _UNAVAILABLE),
+    cas.TooManyWaiters: _Row(503, "too_many_waiters", "Too many wait"),
     cas.BlobUnavailable: _Row(
         503, "blob_unavailable", "Bytes not available", "The bytes are not here now."
     ),
@@ -225,6 +237,16 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
     Exception: _Row(500, "internal", "Internal error", "This is a fault of the server."),
 }
 
+# Below these, refusals have requirement 3's form.
+WORKFLOW_PATHS: Final = (
+    "/api/v1/events",
+    "/api/v1/approvals",
+    "/api/v1/webhooks",
+    "/api/v1/workflows",
+)
+# What a fact is called where its own name has a meaning already, in either form.
+_FACT_NAMES: Final = {"status": "state"}
+
 # Falcon's own refusals (no route, wrong method, broken URL) by status.
 _FALCON_CODES: Final = {404: "not_found", 405: "method_not_allowed"}
 _RETRY_AFTER_S: Final = "5"
@@ -255,6 +277,21 @@ def problem_schema() -> dict[str, Any]:
     }
 
 
+def refusal_schema() -> dict[str, Any]:
+    """The same of a refusal where workflows are spoken to."""
+    text = {"type": "string"}
+    return {
+        "type": "object",
+        "required": ["status", "code", "message"],
+        "properties": {"status": {"const": "error"}, "code": text, "message": text},
+    }
+
+
+def of_workflows(path: str) -> bool:
+    """Whether refusals there have requirement 3's form."""
+    return any(path == above or path.startswith(f"{above}/") for above in WORKFLOW_PATHS)
+
+
 def install(app: falcon.App[Any, Any], reopen: Callable[[], None]) -> None:
     """Make every error of the app an answer by this table.
 
@@ -278,12 +315,12 @@ def _answer(
 ) -> None:
     row = _row(error)
     req.context.code = row.code
-    facts = {name: _fact(getattr(error, name)) for name in row.facts}
+    facts = {_FACT_NAMES.get(name, name): _fact(name, getattr(error, name)) for name in row.facts}
     if row.status == 500:
         log.error("fault in %s", request_line(req), exc_info=error)
     elif row.status > 500:
         log.warning("%s: %s", request_line(req), error)
-    _write(resp, row.status, row.code, row.title, row.detail or str(error), facts)
+    _write(req, resp, row.status, row.code, row.title, row.detail or str(error), facts)
     if row.status == 401:
         resp.set_header("WWW-Authenticate", 'Bearer realm="blobcask"')
     elif row.status == 503:
@@ -303,31 +340,44 @@ def _answer_falcon(
         resp.set_headers(error.headers)
     title = HTTPStatus(status).phrase
     detail = _NOTHING if status == 404 else error.description or f"{title}."
-    _write(resp, status, req.context.code, title, detail, {})
+    _write(req, resp, status, req.context.code, title, detail, {})
 
 
 def _write(
-    resp: falcon.Response, status: int, code: str, title: str, detail: str, facts: dict[str, Any]
+    req: falcon.Request,
+    resp: falcon.Response,
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    facts: dict[str, Any],
 ) -> None:
-    problem = {
-        "type": f"urn:blobcask:{code}",
-        "title": title,
-        "status": status,
-        "code": code,
-        "detail": detail,
-        **facts,
-    }
+    form: dict[str, Any]
+    if of_workflows(req.path):
+        resp.content_type = "application/json"
+        form = {"status": "error", "code": code.upper(), "message": detail, **facts}
+    else:
+        resp.content_type = "application/problem+json"
+        form = {
+            "type": f"urn:blobcask:{code}",
+            "title": title,
+            "status": status,
+            "code": code,
+            "detail": detail,
+            **facts,
+        }
     for header in _OF_THE_FILE:
         resp.delete_header(header)
     resp.status = status
-    resp.content_type = "application/problem+json"
     resp.stream = None
-    resp.data = json.dumps(problem).encode()
+    resp.data = json.dumps(form).encode()
     resp.set_header("Cache-Control", "no-store")
 
 
-def _fact(value: Any) -> Any:
-    """A fact as JSON; the refusals of files become objects."""
+def _fact(name: str, value: Any) -> Any:
+    """A fact as JSON; times become text, the refusals of files objects."""
+    if name.endswith("_at") and isinstance(value, int):
+        return rfc3339(value)
     if isinstance(value, list) and value and isinstance(value[0], tuple):
         return [
             {"index": index, "filename": filename, "reason": reason}
@@ -356,6 +406,9 @@ class RequestIds:
     """Middleware: every request has an identifier, the caller's where it gave a fit one."""
 
     def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
+        if RESUMED in req.env:
+            req.context.request_id = req.env[RESUMED].request_id
+            return
         given = req.get_header("X-Request-Id") or ""
         fits = 0 < len(given) <= 64 and all(c.isalnum() or c in "._-" for c in given)
         req.context.request_id = given if fits and given.isascii() else secrets.token_hex(8)

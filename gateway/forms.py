@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, Final, NotRequired, TypedDict, cast
+from typing import Annotated, Any, Final, NotRequired, TypedDict, TypeVar, cast
 
 import falcon
 import msgspec
@@ -28,6 +28,7 @@ from cas.uploads import Completion, ResumePayload, resume_payload
 from gateway.operations import Parameter
 
 JSON = dict[str, Any]
+Read = TypeVar("Read")
 PAGE_ITEMS: Final = 100
 PAGE_ITEMS_MAX: Final = 1000
 
@@ -231,6 +232,24 @@ def partial(progress: Progress, base: str, token: str) -> PartialForm:
 def completion(done: Completion) -> ResumePayload:
     """What the workflow resumes with (requirement 1)."""
     return resume_payload(done)
+
+
+def read(body: bytes, kind: type[Read]) -> Read:
+    """A JSON body of this kind; raises InvalidRequest with the member and the reason."""
+    try:
+        asked = msgspec.json.decode(body, type=kind)
+        json.loads(body, object_pairs_hook=_each_once)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise InvalidRequest("body", str(error)) from None
+    return asked
+
+
+def _each_once(members: list[tuple[str, object]]) -> None:
+    """Refuse a member that is there twice: of two readers, each could take another one."""
+    names = [name for name, _ in members]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice")
 
 
 def page_limit(req: falcon.Request) -> int:

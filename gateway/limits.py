@@ -29,12 +29,13 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 
 from cas.clock import SECOND_US
 from cas.config import LimitSettings, Settings
-from cas.errors import NotFound, TooLarge
+from cas.errors import BadSignature, NotFound, TooLarge
 from cas.records import PendingUpload
 from gateway.addresses import Address, client_address
 from gateway.body import RequestBody
 from gateway.counters import Counters, monotonic_us
-from gateway.errors import BadSignature, TooManyRequests
+from gateway.errors import TooManyRequests
+from gateway.parking import RESUMED
 
 log = logging.getLogger("blobcask.gateway")
 
@@ -272,6 +273,8 @@ class Limits:
         self._proxies = settings.gateway.trusted_proxies
         self._address_requests = requests("address")
         self._tenant_requests = requests("tenant")
+        events = limits.tenant_events
+        self._tenant_events = Limit(counters, "tenant", "events", events.count, events.period_us)
         self._address_bytes = body_bytes("address")
         self._tenant_bytes = body_bytes("tenant")
         self._link_bytes = body_bytes("link")
@@ -284,7 +287,7 @@ class Limits:
         address = client_address(req.env, self._proxies)
         network = network_of(address)
         req.context.address, req.context.network = str(address or ""), network
-        if req.path in EXEMPT_PATHS:
+        if req.path in EXEMPT_PATHS or RESUMED in req.env:  # counted when it came
             return
         try:
             self._address_requests.take(network)
@@ -319,6 +322,20 @@ class Limits:
             req.context.limited_tenant = tenant_id
             self._tenant_requests.take(tenant_id)
             self._bill(req, self._tenant_bytes, tenant_id)
+
+    def event(self, req: falcon.Request, tenant_id: str) -> None:
+        """Something comes for this tenant that may wake its workflows; raises
+        TooManyRequests, TooLarge."""
+        self._tenant_events.take(tenant_id)
+        self.body(req, tenant_id)
+
+    def event_again(self, tenant_id: str) -> None:
+        """What `event` counted was known already, and counts for nothing."""
+        self._tenant_events.charge(tenant_id, -1)
+
+    def body(self, req: falcon.Request, tenant_id: str) -> None:
+        """The body that comes is for this tenant; raises TooManyRequests, TooLarge."""
+        self._bill(req, self._tenant_bytes, tenant_id)
 
     def link(self, req: falcon.Request, upload: PendingUpload) -> None:
         """The link of this upload was opened; raises TooManyRequests, TooLarge."""

@@ -65,6 +65,7 @@ def _secrets_at_hand() -> list[str]:
     found = [
         req.context.get("fields", {}).get("token"),
         req.params.get("signature"),
+        req.params.get("token"),  # of an approval's link
         (req.get_header("Authorization") or "").rpartition(" ")[2],
     ]
     return [secret for secret in found if isinstance(secret, str) and len(secret) >= 4]
@@ -91,6 +92,12 @@ class Observed:
         self, req: falcon.Request, _resp: falcon.Response, _resource: object, params: dict[str, Any]
     ) -> None:
         req.context.fields = dict(params)
+
+
+def put_aside(environ: dict[str, Any]) -> None:
+    """This thread does not answer the request now; whoever does begins anew."""
+    environ.pop(_REQUEST, None)
+    _current.req = None
 
 
 @final

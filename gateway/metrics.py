@@ -52,6 +52,7 @@ from gateway.board import (
     STARTS,
     TIMES,
     TURNED_AWAY,
+    WAITING,
     WRITES,
     Meter,
 )
@@ -74,6 +75,7 @@ class _Traffic(Collector):
         yield self._bytes(routes, 1, "response", "Body bytes sent, unless by a proxy in front.")
         yield self._durations(routes)
         yield self._gauge("in_flight", "Requests being answered now.", IN_FLIGHT)
+        yield self._gauge("event_waiters", "Requests that wait for an event.", WAITING)
         yield self._gauge("connections", "Connections of clients that are open.", CONNECTIONS)
         told = "Connections closed because their peer or the worker had too many."
         yield self._counter("connections_turned_away", told, TURNED_AWAY)

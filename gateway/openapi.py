@@ -17,8 +17,23 @@ import msgspec
 
 from cas import __version__
 from cas.errors import CatalogError, StoreFull, TooLarge
-from gateway.errors import TABLE, TooManyRequests, Unauthorized, problem_schema
-from gateway.operations import JSON_TYPE, Operation, Parameter, Reply, Right, declared
+from gateway.errors import (
+    TABLE,
+    TooManyRequests,
+    Unauthorized,
+    of_workflows,
+    problem_schema,
+    refusal_schema,
+)
+from gateway.operations import (
+    JSON_TYPE,
+    PROBLEM_TYPE,
+    Operation,
+    Parameter,
+    Reply,
+    Right,
+    declared,
+)
 from gateway.route_names import route_name
 
 JSON = dict[str, Any]
@@ -26,8 +41,9 @@ JSON = dict[str, Any]
 _METHODS: Final = ("get", "head", "put", "post", "patch", "delete", "options")
 _WRITING: Final = ("put", "post", "patch", "delete")
 _ABOUT: Final = (
-    "Content-addressed storage with upload links. Errors are RFC 9457 problems with a stable "
-    "`code`; what a caller may not see is told as if it were not there."
+    "Content-addressed storage with upload links, and what wakes workflows. Errors are RFC 9457 "
+    "problems with a stable `code`, or where workflows are spoken to an object with `status` "
+    '"error", `code` and `message`; what a caller may not see is told as if it were not there.'
 )
 _PATH_PARAMETERS: Final[dict[str, tuple[Any, str]]] = {
     "token": (str, "The upload's token."),
@@ -36,6 +52,10 @@ _PATH_PARAMETERS: Final[dict[str, tuple[Any, str]]] = {
     "ref": (str, "The reference, percent-encoded, or its part after `://`."),
     "file_id": (str, "The file's identifier."),
     "filename": (str, "The name that was signed with it."),
+    "tenant_id": (str, "The tenant, which is the token's."),
+    "run_id": (str, "The run's identifier."),
+    "approval_id": (str, "The approval's identifier."),
+    "webhook_id": (str, "The webhook's identifier."),
 }
 _REF: Final = "#/components/schemas/{name}"
 
@@ -111,13 +131,16 @@ def _document(routes: Sequence[tuple[str, str, Callable[..., Any]]]) -> JSON:
         item = paths.setdefault(path, {})
         if names := re.findall(r"{(\w+)}", path):
             item["parameters"] = [_path_parameter(name) for name in names]
-        item[method] = _operation(method, found, responder)
+        item[method] = _operation(method, path, found, responder)
+    told: JSON = {"Problem": problem_schema()}
+    if any(of_workflows(path) for path in paths):
+        told["Refusal"] = refusal_schema()
     return {
         "openapi": "3.1.0",
         "info": {"title": "blobcask", "version": __version__, "description": _ABOUT},
         "paths": paths,
         "components": {
-            "schemas": {**components, "Problem": problem_schema()},
+            "schemas": {**components, **told},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
             },
@@ -137,7 +160,7 @@ def _types(routes: Sequence[tuple[str, str, Callable[..., Any]]]) -> list[Any]:
     return list(dict.fromkeys(types))
 
 
-def _operation(method: str, found: Operation, responder: Callable[..., Any]) -> JSON:
+def _operation(method: str, path: str, found: Operation, responder: Callable[..., Any]) -> JSON:
     text = inspect.getdoc(responder) or ""
     summary, _, rest = text.partition("\n")
     form: JSON = {
@@ -145,7 +168,7 @@ def _operation(method: str, found: Operation, responder: Callable[..., Any]) -> 
         "summary": summary,
         "description": f"{rest.strip()}\n\n{found.right.value}".strip(),
         "parameters": [_parameter(parameter) for parameter in found.parameters],
-        "responses": dict(_responses(method, found)),
+        "responses": dict(_responses(method, path, found)),
     }
     if found.right is Right.BEARER:
         form["security"] = [{"bearer": []}]
@@ -154,7 +177,7 @@ def _operation(method: str, found: Operation, responder: Callable[..., Any]) -> 
     return form
 
 
-def _responses(method: str, found: Operation) -> Iterator[tuple[str, JSON]]:
+def _responses(method: str, path: str, found: Operation) -> Iterator[tuple[str, JSON]]:
     for status, reply in found.replies.items():
         yield str(status), _reply(reply)
     refusals: dict[int, dict[str, str]] = {}
@@ -166,16 +189,18 @@ def _responses(method: str, found: Operation) -> Iterator[tuple[str, JSON]]:
         always.append(Unauthorized)
     for kind in [*found.refuses, *always]:
         row = TABLE[kind]
-        refusals.setdefault(row.status, {})[row.code] = row.title
+        code = row.code.upper() if of_workflows(path) else row.code
+        refusals.setdefault(row.status, {})[code] = row.title
+    form, media = ("Refusal", JSON_TYPE) if of_workflows(path) else ("Problem", PROBLEM_TYPE)
     for status, codes in sorted(refusals.items()):
         about = "; ".join(f"`{code}`: {title}" for code, title in codes.items())
         schema = {
             "allOf": [
-                {"$ref": _REF.format(name="Problem")},
+                {"$ref": _REF.format(name=form)},
                 {"properties": {"code": {"enum": sorted(codes)}}},
             ]
         }
-        content = {"application/problem+json": {"schema": schema}}
+        content = {media: {"schema": schema}}
         yield str(status), {"description": about, "content": content}
 
 

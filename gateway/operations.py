@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar, final
 Responder = TypeVar("Responder", bound=Callable[..., Any])
 
 JSON_TYPE: Final = "application/json"
+PROBLEM_TYPE: Final = "application/problem+json"
 ANY_BYTES: Final = "application/octet-stream"  # to send
 ANY_MEDIA: Final = "*/*"  # to receive: the type it was stored with
 
@@ -28,6 +29,7 @@ class Right(Enum):
     BEARER = "A bearer token of the tenant."
     LINK = "The upload's token in the path is the right."
     SIGNATURE = "The signature in the query is the right."
+    CALL = "The signature of the call, in a header, is the right."
     NONE = "Open to everybody."
 
 

@@ -17,6 +17,7 @@ from cas.errors import (
     InvalidDigest,
     InvalidName,
     InvalidRequest,
+    LinkExpired,
     NotFound,
     QuotaExceeded,
     SizeMismatch,
@@ -28,7 +29,6 @@ from gateway import forms
 from gateway.body import BodyTooSlow, BodyTruncated, body_of, refuse_encodings
 from gateway.digests import digest_field, promised_digest
 from gateway.door import Door
-from gateway.errors import LinkExpired
 from gateway.operations import ANY_BYTES, Parameter, Reply, Right, operation
 from gateway.uploads import completed_instead
 

@@ -23,6 +23,7 @@ from cas.errors import (
     SizeMismatch,
 )
 from cas.files import Files
+from cas.links import DOWNLOAD_LIFETIME_S_MAX
 from cas.references import DIRECT_RUN, Reference, check_name, check_segment, parse_reference
 from cas.retention import parse_retention
 from gateway import forms
@@ -32,7 +33,7 @@ from gateway.digests import digest_field, promised_digest
 from gateway.door import Door
 from gateway.downloads import CONDITIONS, SENDING_REFUSES, SENT, Sender
 from gateway.errors import PermissionMissing
-from gateway.links import DOWNLOAD_LIFETIME_S_MAX, Links
+from gateway.links import Links
 from gateway.operations import ANY_BYTES, Parameter, Reply, Right, operation
 
 Answer = Callable[[falcon.Request, falcon.Response, Files, Reference], None]

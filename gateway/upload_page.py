@@ -11,16 +11,13 @@ from __future__ import annotations
 import hashlib
 import mimetypes
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any, Final, final
-from urllib.parse import urlsplit
 
 import falcon
-import jinja2
 from falcon.media.multipart import MultipartParseError
 
-from cas.clock import SECOND_US, rfc3339
+from cas.clock import rfc3339
 from cas.errors import NotFound, SlotsTaken, TooLarge, UploadClosed
 from cas.records import COMPLETED, PENDING
 from cas.uploads import UploadLink
@@ -28,22 +25,14 @@ from gateway import form_post
 from gateway.door import Door
 from gateway.errors import TooManyRequests, code_of
 from gateway.form_post import Posted
+from gateway.pages import HEADERS, environment
 from gateway.phrases import ENGLISH
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-# The token in the address is the right to upload: no other site may learn it.
-_HEADERS: Final = {
-    "Content-Security-Policy": _POLICY,
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Robots-Tag": "noindex, nofollow",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
+_HEADERS: Final = {**HEADERS, "Content-Security-Policy": _POLICY}
 _TYPES: Final = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 # What a name may end with and is the same; phones choose by the type, desktops by the name.
 _ALIASES: Final = {"jpg": ("jpeg",), "jpeg": ("jpg",), "tif": ("tiff",), "tiff": ("tif",)}
@@ -55,23 +44,15 @@ _say = ENGLISH.say
 class UploadPageResource:
     def __init__(self, door: Door) -> None:
         self._door = door
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("gateway"),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters.update(size=size_in_words, rfc3339=rfc3339, moment=_moment, host=_host)
-        environment.globals.update(
-            say=_say,
-            language=ENGLISH.language,
+        templates = environment()
+        templates.filters.update(size=size_in_words, rfc3339=rfc3339)
+        templates.globals.update(
             version=ASSETS_VERSION,
             modules=sorted(name for name in _ASSETS if name.endswith(".js")),
             pending=PENDING,
             completed=COMPLETED,
         )
-        self._template = environment.get_template("upload.html")
+        self._template = templates.get_template("upload.html")
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
         link = self._find(req, resp, token)
@@ -192,17 +173,6 @@ def _accept(types: list[str]) -> str:
     names = sorted(_with_aliases(types))
     media = {mimetypes.guess_type(f"a.{name}", strict=False)[0] for name in names}
     return ",".join([f".{name}" for name in names] + sorted(filter(None, media)))
-
-
-def _moment(at_us: int) -> str:
-    """A time for people, where no script knows their zone."""
-    at = datetime.fromtimestamp(at_us // SECOND_US, UTC)
-    return f"{at.day} {_say(f'month.{at.month}')} {at.year}, {at:%H:%M} UTC"
-
-
-def _host(url: str) -> str:
-    """Where an address leads, as a person should see it before going there."""
-    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 # --- the page's files

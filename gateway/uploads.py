@@ -20,6 +20,7 @@ from cas.errors import (
     InvalidName,
     InvalidRequest,
     InvalidRetention,
+    KeyReused,
     NotFound,
     QuotaExceeded,
     UploadClosed,
@@ -28,7 +29,7 @@ from cas.records import CANCELLED, COMPLETED, EXPIRED, PENDING, Delivery, Pendin
 from cas.references import DIRECT_RUN
 from cas.retention import parse_retention
 from cas.uploads import ResumePayload, UploadLink, UploadRequest, Uploads
-from gateway import forms
+from gateway import forms, idempotency
 from gateway.auth import MANAGE_UPLOADS, VIEW_UPLOADS, Caller, Tokens
 from gateway.body import BodyTooSlow, BodyTruncated, read_small, refuse_encodings
 from gateway.door import Door
@@ -98,9 +99,11 @@ class UploadsResource:
         Right.BEARER,
         name="requestUpload",
         body=RequestForm,
+        parameters=[idempotency.PARAMETER],
         replies={201: Reply("The link, and a signed URL for each slot.", forms.RequestedForm)},
         refuses=[
             InvalidRequest,
+            KeyReused,
             InvalidName,
             InvalidRetention,
             PermissionMissing,
@@ -116,8 +119,10 @@ class UploadsResource:
         caller = self._tokens.caller(req)
         caller.need(MANAGE_UPLOADS)
         refuse_encodings(req.env)
-        wanted = read_request(read_small(req.env, REQUEST_BYTES_MAX))
-        upload = self._uploads(caller, req).request(wanted)
+        body = read_small(req.env, REQUEST_BYTES_MAX)
+        wanted = read_request(body)
+        key = idempotency.once_key(req, "uploads", body)
+        upload = self._uploads(caller, req).request(wanted, key)
         form = {
             "upload_id": upload.upload_id,
             "upload_token": upload.upload_token,

@@ -9,7 +9,11 @@ for its client is waited outside the `threads` slots (`gateway.pool`), for the b
 
     accepted -> [head awaited] -> thread: request, answer -> [kept alive] -> [head awaited] …
                                                           -> [lingering] -> closed
+                                            -> [parked] -> thread: answer -> …
     in [] : on the poller, no thread, with a deadline
+
+A request that waits for an event is parked (`gateway.parking`): its connection is watched only
+for the client's leaving, and takes none of the places of those that are served.
 
 Connections are limited, too (`gateway.peers`): one peer has its share of them, and where all
 are taken, the oldest that awaits a head makes room for a new one. Of a burst each worker
@@ -41,7 +45,9 @@ import gunicorn
 from gunicorn import http
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
 
+from gateway import logs
 from gateway.body import IDLE_S, Pace, PacedUnreader, RequestBody
+from gateway.parking import CAN_PARK, PARKED, RESUMED, Lot, Parked
 from gateway.peers import Peers
 from gateway.pool import STACK_BYTES, Pool
 from gateway.refused import HEAD_TOO_LARGE, INTERNAL, Refusal, check_head, refusal_of
@@ -55,6 +61,8 @@ HEAD_BYTES_MAX: Final = 64 * 1024
 # over unread bytes sends a reset, which can destroy the answer before it is read.
 LINGER_S: Final = 5.0
 LINGER_BYTES_MAX: Final = 256 * 1024 * 1024
+# What a client may send while its request is parked, and be waited for still: further requests.
+EARLY_BYTES_MAX: Final = 8 * 1024
 
 # What a worker that was replaced (SIGHUP) waits for uploads and downloads that go on. One
 # that is told to stop has gunicorn's graceful_timeout for them.
@@ -100,6 +108,8 @@ class _Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
         self.lingered_bytes = 0
         self.whose: str | None = None  # whom it counts for
         self.closed = False
+        self.parked: Parked | None = None  # what its request waits for
+        self.early_bytes = 0  # that came while it waited
         self._left = left
 
     def close(self, graceful: bool = False) -> None:
@@ -116,6 +126,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.lingering: deque[_Connection] = deque()
+        self.parked: Lot[_Connection] = Lot()  # not among `nr_conns`
         self.direct_bodies = False
         self._peers: Peers = self.app.peers
         self._rests_until = 0.0  # of time.monotonic: nothing is accepted before
@@ -159,16 +170,22 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     # --- in a thread
 
     def handle_request(self, req: Any, conn: _Connection) -> bool:
-        """Answer one request; True when the connection may be used for another.
+        """Answer one request, or park it; True when the connection may be used for another.
 
         Raises OSError, and StopIteration when the answer broke off in its middle.
         """
         check_head(req)
         req.body = RequestBody(req, conn.parser.unreader, direct=self.direct_bodies)
+        return self._respond(req, conn)
+
+    def _respond(self, req: Any, conn: _Connection) -> bool:
+        """Ask the app, for the first time or once more after the request was parked."""
+        resumed, conn.parked = conn.parked, None
         environ: dict[str, Any] = {}
         answer: Answer | None = None
         try:
-            self.cfg.pre_request(self, req)
+            if resumed is None:
+                self.cfg.pre_request(self, req)
             began = datetime.now()  # noqa: DTZ005  gunicorn's access log takes the difference
             answer, environ = http.wsgi.create(
                 req,
@@ -180,9 +197,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 response_args=(conn.outlet(),),
             )
             environ["wsgi.multithread"] = True
+            environ[CAN_PARK] = True
+            if resumed is not None:
+                environ[RESUMED] = resumed
             if not self.alive or len(self.keepalived_conns) >= self.max_keepalived:
                 answer.force_close()
-            self._answer(environ, answer)
+            if not self._answer(environ, answer):
+                conn.parked = environ.pop(PARKED)
+                logs.put_aside(environ)
+                return False
             self.log.access(answer, req, environ, datetime.now() - began)  # noqa: DTZ005
             return not answer.should_close()
         except TimeoutError:
@@ -196,7 +219,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.log.exception("an answer broke off in its middle")
             raise StopIteration from None
         finally:
-            self.cfg.post_request(self, req, environ, answer)
+            if conn.parked is None:  # counted and logged once, when it is answered
+                if PARKED in environ:
+                    environ[PARKED].leave()
+                self.cfg.post_request(self, req, environ, answer)
 
     def handle_error(self, _req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
         """Refuse what is no request; gunicorn would repeat parts of it, and as HTML."""
@@ -213,9 +239,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         with suppress(OSError):
             sock.send(refusal.whole(), socket.MSG_DONTWAIT)
 
-    def _answer(self, environ: dict[str, Any], answer: Answer) -> None:
+    def _answer(self, environ: dict[str, Any], answer: Answer) -> bool:
+        """False where the app has no answer yet, but something to wait for."""
         body = self.wsgi(environ, answer.start_response)
         try:
+            if PARKED in environ:
+                return False
             # The head of the answer is not sent yet, so it can still say "close".
             environ["wsgi.input"].settle()
             if isinstance(body, environ["wsgi.file_wrapper"]):
@@ -224,6 +253,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 for piece in body:
                     answer.write(piece)
             answer.close()
+            return True
         finally:
             if hasattr(body, "close"):
                 body.close()
@@ -242,6 +272,22 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             keep = bool(self.handle(conn))
         except BaseException:
             self.log.exception("a connection is given up")
+        if conn.parked is None:
+            self.method_queue.defer(self.finish_request, conn, keep)
+        else:
+            self.method_queue.defer(self._park, conn)
+
+    def _serve_parked(self, conn: _Connection) -> None:
+        """As gunicorn's `handle`, for a request that is read already."""
+        keep = False
+        req = conn.parser.mesg
+        try:
+            conn.sock.setblocking(True)
+            keep = self._keepalive_after(conn, self._respond(req, conn))
+        except (http.errors.NoMoreData, StopIteration, OSError) as error:
+            self.log.debug("a client left: %s", error)
+        except Exception as error:  # noqa: BLE001  whatever it is, the client is told
+            self.handle_error(req, conn.sock, conn.client, error)
         self.method_queue.defer(self.finish_request, conn, keep)
 
     # --- on the main loop
@@ -250,10 +296,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         super().set_accept_enabled(enabled and time.monotonic() >= self._rests_until)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        self._share.tell(self.nr_conns, accepts=self.alive and self._may_accept())
+        self._share.tell(self._held(), accepts=self.alive and self._may_accept())
         now = time.monotonic()
         if now < self._rests_until:
             timeout = min(timeout, self._rests_until - now)
+        timeout = max(0.0, min(timeout, self.parked.next_end_s() - now))
         super().wait_for_and_dispatch_events(timeout)
         if not self.alive:
             self._end_in_time()
@@ -298,7 +345,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         now = time.monotonic()
         declined = self._yielded and now < self._rests_until + _YIELDED_S
         self._yielded = False
-        if declined or self.nr_conns <= self._share.least_of_others() + _AHEAD_MAX:
+        if declined or self._held() <= self._share.least_of_others() + _AHEAD_MAX:
             return False
         self._yielded = True
         self._rest(_YIELD_S)
@@ -317,6 +364,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Accept nothing for so long; gunicorn's loop takes it up again."""
         self._rests_until = time.monotonic() + seconds
         self.set_accept_enabled(False)
+
+    def _held(self) -> int:
+        return int(self.nr_conns) + len(self.parked)
 
     def _may_accept(self) -> bool:
         return bool(self.nr_conns < self.worker_connections)
@@ -378,10 +428,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         now = time.monotonic()
         while self.lingering and self.lingering[0].timeout <= now:
             self._drop(self.lingering.popleft())
+        for conn in self.parked.over(now):
+            self._resume(conn, conn.parked)
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """A stopping worker waits for those that have begun, not for those that might."""
+        """A stopping worker waits for those that have begun, not for those that might; who is
+        parked is told that nothing came, and asks another one."""
         super()._cap_keepalive(deadline)
+        for conn in self.parked:
+            self._resume(conn, conn.parked)
         for conn in self.pending_conns:
             conn.timeout = min(conn.timeout, deadline)
 
@@ -428,6 +483,51 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.keepalived_conns.append(conn)
         callback = partial(self.on_client_socket_readable, conn)
         self.poller.register(conn.sock, EVENT_READ, callback)
+
+    def _park(self, conn: _Connection) -> None:
+        parked = conn.parked
+        assert parked is not None
+        conn.sock.setblocking(False)
+        conn.early_bytes = 0
+        self.nr_conns -= 1
+        self.parked.add(conn, parked.ends_at_s)
+        self.poller.register(conn.sock, EVENT_READ, partial(self._on_parked, conn))
+        # The bell may ring in any thread, or have rung while nobody heard it.
+        parked.when_rung(partial(self.method_queue.defer, self._resume, conn, parked))
+        if not self.alive:
+            self._resume(conn, parked)
+
+    def _on_parked(self, conn: _Connection, sock: socket.socket) -> None:
+        if conn not in self.parked:  # in this turn of the loop, by its bell
+            return
+        try:
+            data = sock.recv(EARLY_BYTES_MAX + 1)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            assert conn.parked is not None
+            conn.parked.gone = True
+            self._resume(conn, conn.parked)
+            return
+        # Its next request, which has time. It is taken off the socket, for behind it nobody
+        # would notice that the client goes: its place would stay taken.
+        unreader = conn.parser.unreader
+        unreader.unread(unreader.take_buffered() + data)  # which puts it before all others
+        conn.early_bytes += len(data)
+        if conn.early_bytes > EARLY_BYTES_MAX:
+            self._resume(conn, conn.parked)
+
+    def _resume(self, conn: _Connection, parked: Parked | None) -> None:
+        """Have a parked request answered; nothing where that has begun, as with a bell that
+        rings late: the connection may wait for something else by now."""
+        if conn.parked is not parked or not self.parked.remove(conn):
+            return
+        with suppress(KeyError):
+            self.poller.unregister(conn.sock)
+        self.nr_conns += 1
+        self.tpool.submit(partial(self._serve_parked, conn))
 
     def _linger(self, conn: _Connection) -> None:
         try:

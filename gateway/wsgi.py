@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -20,7 +20,7 @@ from cas.config import Settings
 from cas.keys import Keys
 from cas.store import Store
 from gateway.app import create_app
-from gateway.board import Board, Meter, Share
+from gateway.board import Board, Meter, Share, Waiters
 from gateway.companion import Companion
 from gateway.counter_folder import CounterFolder
 from gateway.counters import Counters
@@ -29,6 +29,7 @@ from gateway.observer import Observer
 from gateway.peers import Peers
 from gateway.pool import outside_slot
 from gateway.worker import HEAD_BYTES_MAX
+from workflows.views import Workflows
 
 KEEPALIVE_S: Final = 15
 # A worker's main loop tells the arbiter once a second that it lives, whatever its threads
@@ -39,6 +40,7 @@ DESCRIPTORS_MAX: Final = 65_536
 CONNECTIONS_MAX: Final = 1000  # per worker; one that waits for its client holds no slot
 # Of a worker, besides connections and the files that they send or store: the catalog, logs.
 DESCRIPTORS_RESERVED: Final = 64
+WAITERS_SHARE: Final = 4  # of the descriptors, what may wait for events is one in so many
 REQUEST_LINE_BYTES_MAX: Final = 8190  # a filename of 255 characters is up to 3,060 encoded
 HEADERS_MAX: Final = 64
 # What the arbiter stops a worker with, each once. Blocked from before a fork until the worker
@@ -51,10 +53,10 @@ _REPLACED_MAX: Final = 2
 @final
 class _Arbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's, whose signals also reach a worker that is being forked, whose replaced
-    workers may take their time, and which looks after a companion, too."""
+    workers may take their time, and which looks after companions, too."""
 
-    def __init__(self, app: Any, companion: Companion | None) -> None:
-        self._companion = companion
+    def __init__(self, app: Any, companions: Sequence[Companion]) -> None:
+        self._companions = companions
         self._replaced: list[int] = []  # PIDs, the oldest first; no work is given to them
         super().__init__(app)
 
@@ -66,8 +68,8 @@ class _Arbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             self.spawn_worker()
         for pid in serving[: max(0, len(serving) - self.num_workers)]:
             self._replace(pid, signal.SIGHUP)
-        if self._companion:
-            self._companion.tend()
+        for companion in self._companions:
+            companion.tend()
 
     def reload(self) -> None:
         """New workers take over; the old ones end what goes on, within an hour."""
@@ -79,8 +81,8 @@ class _Arbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         self._replace_all([*self._replaced, *self._serving()], signal.SIGTERM)
 
     def _replace_all(self, old: list[int], how: signal.Signals) -> None:
-        if self._companion:  # first, so that it does not hold what the new workers wait for
-            self._companion.restart()
+        for companion in self._companions:
+            companion.restart()  # first: it must not hold what the new workers wait for
         self._forget_ended()
         self._stats["reloads"] += 1
         for _ in range(self.num_workers):
@@ -104,11 +106,11 @@ class _Arbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         return sorted(found, key=lambda pid: int(self.WORKERS[pid].age))
 
     def stop(self, graceful: bool = True) -> None:
-        if self._companion:
-            self._companion.ask_to_end()
+        for companion in self._companions:
+            companion.ask_to_end()
         super().stop(graceful)
-        if self._companion:
-            self._companion.end()
+        for companion in self._companions:
+            companion.end()
 
     def spawn_worker(self) -> int:
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
@@ -121,20 +123,22 @@ class _Arbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
 
 @final
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
-    """Serves one ROOT until it is told to stop; `ready` is called with the bound address."""
+    """Serves one ROOT until it is told to stop; `ready` is called with the bound address, and
+    only then the companions start."""
 
     def __init__(
         self,
         settings: Settings,
         keys: Keys,
         ready: Callable[[str], None] = lambda _address: None,
-        companion: Companion | None = None,
+        companions: Sequence[Companion] = (),
     ) -> None:
-        self._companion = companion
+        self._companions = companions
         self._settings = settings
         self._keys = keys
         self._ready = ready
         self._store: Store | None = None
+        self._workflows: Workflows | None = None
         self._reopening = False
         self._counted = CounterFolder(settings.store.root)
         self._lines = install(settings.log)
@@ -168,11 +172,13 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
     def run(self) -> None:
         """Serve until a signal ends it; never returns."""
-        _Arbiter(self, self._companion).run()
+        _Arbiter(self, self._companions).run()
 
     def load_config(self) -> None:
-        descriptors = _raise_descriptors()
+        descriptors = _raise_descriptors() - DESCRIPTORS_RESERVED
         gateway = self._settings.gateway
+        # One that waits for an event needs a descriptor and nothing else.
+        self._waiters_here = min(self._settings.events.waiters_max, descriptors // WAITERS_SHARE)
         memory = Path("/dev/shm")  # noqa: S108  gunicorn makes its own names there
         options: dict[str, Any] = {
             "bind": gateway.bind,
@@ -182,7 +188,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "worker_connections": min(
                 CONNECTIONS_MAX,
                 # Each may send a file, or store one.
-                max(gateway.threads + 1, (descriptors - DESCRIPTORS_RESERVED) // 2),
+                max(gateway.threads + 1, (descriptors - self._waiters_here) // 2),
             ),
             "timeout": LOOP_TIMEOUT_S,
             "graceful_timeout": STOP_TIMEOUT_S,
@@ -224,8 +230,22 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         meter = Meter(self._board, self._slot, self._store, self._lines)
         log = RequestLog(self._settings.log, self._keys.signing[-1])
         self._observer = Observer(meter, log)
-        counters = Counters.open(self._counted.path)
-        return create_app(self._store, self._settings, self._keys, self._reopen, meter, counters)
+        self._workflows = Workflows(self._store, self._keys)
+        return create_app(
+            self._store,
+            self._settings,
+            self._keys,
+            self._reopen,
+            meter,
+            Counters.open(self._counted.path),
+            self._workflows,
+            Waiters(
+                self._board,
+                self._slot,
+                self._settings.events.waiters_max,
+                self._waiters_here,
+            ),
+        )
 
     def _reopen(self) -> None:
         """Have all workers replaced, so that the catalog is let go of and opened anew.
@@ -258,6 +278,8 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             self._observer.after(request, environ, resp)
 
     def _worker_exit(self, _arbiter: Any, _worker: Any) -> None:
+        if self._workflows is not None:
+            self._workflows.close()
         if self._store is not None:
             self._store.close()
         self._lines.stop()

@@ -65,7 +65,7 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
         page.set_default_timeout(20_000)
         page.on("console", note)
         page.on("pageerror", lambda error: faults.append(str(error)))
-        home = url.partition("/u/")[0].removesuffix("/docs")
+        home = url.partition("/u/")[0].partition("/api/")[0].removesuffix("/docs")
         page.on(
             "request",
             lambda request: None if request.url.startswith(home) else faults.append(request.url),

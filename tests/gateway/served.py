@@ -24,10 +24,14 @@ START_S = 30.0
 # after its graceful timeout of 30 s.
 STOP_S = 60.0
 ANSWER_S = 20.0
-ALONE = ("--no-replicator",)
-ACCOMPANIED = ("--replicator",)
+ALONE = ("--no-replicator", "--no-runner")
+ACCOMPANIED = ("--replicator", "--no-runner")
+WITH_RUNNER = ("--no-replicator", "--runner")
+COMPLETE = ("--replicator", "--runner")  # as it is for users
+# As in pyproject.toml: errors, but for what the runner's engine brings along.
+WARNINGS = "error,ignore:The anyio.abc.BlockingPortal alias is deprecated:DeprecationWarning"
 # Off unless a test is about them: all tests come from one address.
-RATES = ("TENANT_REQUESTS", "ADDRESS_REQUESTS", "GUESSES", "ALL_GUESSES")
+RATES = ("TENANT_REQUESTS", "ADDRESS_REQUESTS", "GUESSES", "ALL_GUESSES", "TENANT_EVENTS")
 
 
 @final
@@ -45,7 +49,10 @@ class Answer:
 
     @property
     def code(self) -> str:
-        """The stable code of a problem."""
+        """The stable code of a refusal, in capital letters where workflows are spoken to."""
+        if self.headers["content-type"] == "application/json":
+            assert self.form["status"] == "error"
+            return str(self.form["code"])
         assert self.headers["content-type"] == "application/problem+json"
         assert self.form["status"] == self.status
         return str(self.form["code"])
@@ -151,9 +158,9 @@ def serving(
 ) -> Iterator[Served]:
     """Run the server on a free port; `settings` are SECTION__KEY=value.
 
-    With ACCOMPANIED the background process runs beside it, as it does for users. A
-    `listener` is handed over as systemd hands sockets to services. `program` is what Python
-    runs, where a test needs another beginning.
+    With ACCOMPANIED the background process runs beside it, with WITH_RUNNER the one that runs
+    workflows, and both with COMPLETE. A `listener` is handed over as systemd hands sockets to
+    services. `program` is what Python runs, where a test needs another beginning.
     """
     environ = {
         **{name: value for name, value in os.environ.items() if "BLOBCASK" not in name},
@@ -161,7 +168,7 @@ def serving(
         "BLOBCASK_GATEWAY__BIND": "127.0.0.1:0",
         **{f"BLOBCASK_LIMITS__{name}": "0/m" for name in RATES},
         "BLOBCASK_LIMITS__ADDRESS_CONNECTIONS": "0",
-        "PYTHONWARNINGS": "error",
+        "PYTHONWARNINGS": WARNINGS,
         "PYTHONUNBUFFERED": "1",
         **{f"BLOBCASK_{name}": value for name, value in settings.items()},
     }

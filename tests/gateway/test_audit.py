@@ -71,6 +71,9 @@ def tour(served: Served) -> dict[str, str]:
     ask("PUT", f"{reference}/hold", b"")
     ask("DELETE", f"{reference}/hold")
     ask("DELETE", reference)
+    events = "/api/v1/events/default"
+    ask("POST", events, json.dumps({"event_name": "early", "hold": True}))
+    ask("GET", f"{events}/wait?event_name=early&timeout=0")
     return wanted
 
 
@@ -85,6 +88,7 @@ def test_every_entry_has_an_actor_and_every_request_its_entry(served: Served) ->
     assert {name: found.get(name) for name in wanted} == wanted
     tables = {op["table"] for entry in entries for op in entry["ops"]}
     assert {"stored_files", "pending_uploads", "upload_files", "events", "blobs"} <= tables
+    assert "subscriptions" in tables
 
 
 UNFIT = ["", "a b", "x" * 65, "né", 'a"b', "a;b", "a/b", "<b>", "a=b", "a,b"]

@@ -187,7 +187,8 @@ def test_a_worker_whose_descriptors_are_spent_goes_on_with_those_it_has(
 def test_where_all_connections_are_taken_the_oldest_idle_one_makes_way(
     root: Path, stack: ExitStack
 ) -> None:
-    with limited(root, DESCRIPTORS_RESERVED + 2 * 10) as served:  # so ten connections
+    # A quarter of them is for those who wait for events: so nine connections.
+    with limited(root, DESCRIPTORS_RESERVED + 24) as served:
         halves = [stack.enter_context(served.connect()) for _ in range(30)]
         for sock in halves:
             send_half(sock)

@@ -44,6 +44,8 @@ from cas.store import Store
 from cas.uploads import UploadRequest
 from gateway.auth import ADMIN, Tokens
 from tests.gateway.served import Served, serving
+from workflows.views import Workflows
+from workflows.webhooks import WebhookRequest
 
 # Under 5 % of what the fastest answer takes.
 ALLOWED_US: Final = 15.0
@@ -233,6 +235,7 @@ def cases_of(bearer: str, token: str) -> dict[str, Case]:
     tus = f"/api/v1/uploads/{token}/tus/{{}}"
     version, offset = "Tus-Resumable: 1.0.0", "Upload-Offset: 0"
     piece = "Content-Type: application/offset+octet-stream"
+    unsigned = f"X-Hub-Signature-256: sha256={'0' * 64}"
     body = b"x" * BYTES
     return {
         "GET file": Case("digest", asks("GET", theirs, authorized)),
@@ -256,6 +259,8 @@ def cases_of(bearer: str, token: str) -> dict[str, Case]:
         "POST complete": Case("near", asks("POST", f"{uploads}/complete")),
         "GET receipt": Case("near", asks("GET", f"{uploads}/receipt")),
         "POST tus": Case("near", asks("POST", f"{uploads}/tus/", version, "Upload-Length: 5")),
+        "GET webhook": Case("webhook", asks("GET", "/api/v1/webhooks/{}", authorized)),
+        "POST webhook": Case("webhook", asks("POST", "/api/v1/webhooks/{}", unsigned, body=body)),
         "POST complete of a file": Case("file", asks("POST", f"{uploads}/complete")),
     }
 
@@ -328,11 +333,17 @@ def _things(store: Store, count: int, chance: random.Random) -> dict[str, Things
         link = store.upload_link(asked.upload_token)
         begun = [link.begin_partial(slot, "a", None, BYTES) for slot in range(SLOTS_OF_ONE)]
         partials += [each.partial_id for each in begun]
+    workflows = Workflows(store, load_keys(store.settings))
+    workflows.secrets(THEM, "bob").put("theirs", b"secret")
+    webhooks = workflows.webhooks(THEM, "bob")
+    called = WebhookRequest("theirs", "github", "theirs")
+    webhook_ids = [webhooks.register(called).webhook_id for _ in range(many["webhook"])]
     digests = [file.checksum_sha256.hex() for file in files]
     return {
         "digest": Things(shuffled(digests), [chance.randbytes(32).hex() for _ in digests]),
         "file": _between(shuffled([file.file_id for file in files]), chance),
         "partial": _between(shuffled(partials), chance),
+        "webhook": _between(shuffled(webhook_ids), chance),
         "token": Things(tokens[: many["token"]], [_token(chance) for _ in range(many["token"])]),
         # All but the last character of somebody's token: nothing is there either way.
         "near": Things(

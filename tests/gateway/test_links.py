@@ -12,10 +12,10 @@ from falcon.testing import create_req
 
 from cas.clock import HOUR_US, SECOND_US
 from cas.config import Duration, GatewaySettings, Url
+from cas.errors import BadSignature, LinkExpired
 from cas.records import PENDING, PendingUpload
-from gateway.errors import BadSignature, LinkExpired
+from cas.signing import Signer
 from gateway.links import Links
-from gateway.signing import Signer
 from tests.clocks import START_US, HandClock
 from tests.gateway.served import Served
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests.conftest import CHECKOUT
 from tests.gateway.served import Answer, Served, serving
+from tests.gateway.test_workflows import submit
 
 # What every answer is held to, whatever was sent; the first only where there is room.
 CHECKS = [
@@ -40,6 +44,7 @@ UNLIMITED = {
     "LIMITS__GUESSES": "0/m",
     "LIMITS__ALL_GUESSES": "0/m",
     "STORE__MIN_FREE": "0B",
+    "EVENTS__POLL_MAX": "1s",
 }
 
 
@@ -64,6 +69,12 @@ def things(served: Served) -> dict[str, str]:
     url = served.ask(
         "GET", f"/api/v1/storage/{quote(reference, safe='')}/url", token=served.admin
     ).form["url"]
+    question = b'{"approval_key": "k", "title": "?"}'
+    asked = served.ask("POST", "/api/v1/approvals", question, token=served.admin)
+    secret = [sys.executable, "-m", "cas", "secret", "set", "s"]
+    subprocess.run(secret, env=served.environ, cwd=CHECKOUT, input=b"x", check=True)
+    expected = b'{"name": "w", "kind": "github", "secret_id": "s"}'
+    webhook = served.ask("POST", "/api/v1/webhooks", expected, token=served.admin)
     begun = served.ask(
         "POST",
         f"/api/v1/uploads/{token}/tus/",
@@ -76,6 +87,10 @@ def things(served: Served) -> dict[str, str]:
         "partial_id": begun.headers["location"].rpartition("/")[2],
         "file_id": stored.form["file_id"],
         "filename": urlsplit(url).path.rpartition("/")[2],
+        "tenant_id": "default",
+        "run_id": submit(served).form["run_id"],
+        "approval_id": asked.form["approval_id"],
+        "webhook_id": webhook.form["webhook_id"],
         **{f"download {key}": value for key, [value] in parse_qs(urlsplit(url).query).items()},
         **{
             f"slot {key}": value
@@ -239,6 +254,12 @@ def test_every_route_of_the_design_is_in_it(document: dict[str, Any]) -> None:
         "get /healthz",
         "get /readyz",
         "patch /api/v1/uploads/{token}/tus/{partial_id}",
+        "post /api/v1/events/{tenant_id}",
+        "get /api/v1/events/{tenant_id}/wait",
+        "post /api/v1/approvals",
+        "get /api/v1/approvals/{approval_id}",
+        "post /api/v1/webhooks",
+        "post /api/v1/webhooks/{webhook_id}",
     }
     assert wanted <= {f"{method} {path}" for method, path, _ in operations(document)}
 
@@ -270,14 +291,20 @@ def test_a_body_over_a_limit_of_bytes_is_told_of_wherever_it_comes(
             if path in ("/healthz", "/readyz") or method == "head":
                 continue
             answer = tiny.ask(method.upper(), url, b"x" * 9)
-            assert (answer.status, answer.code) == (413, "too_large"), (method, path)
+            assert (answer.status, answer.code.lower()) == (413, "too_large"), (method, path)
             assert tells(document, method, path, answer), (method, path, found["operationId"])
+
+
+# To wait for an event is to record that one waits.
+WRITING_READS = ("/readyz", "/api/v1/events/{tenant_id}/wait")
 
 
 def test_all_that_writes_tells_of_a_full_store(document: dict[str, Any]) -> None:
     for method, path, found in operations(document):
-        told = "`store_full`" in found["responses"].get("507", {}).get("description", "")
-        assert told == (method in ("put", "post", "patch", "delete") or path == "/readyz")
+        description = found["responses"].get("507", {}).get("description", "")
+        told = "`store_full`" in description.lower()
+        writes = method in ("put", "post", "patch", "delete") or path in WRITING_READS
+        assert told == writes, (method, path)
 
 
 def test_the_conditions_of_a_download_are_told_of(document: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The words of the upload page: none is missing, none is left over."""
+"""The words of the pages: none is missing, none is left over."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ SOURCES = [
     *GATEWAY.joinpath("static").glob("*.js"),
     *GATEWAY.joinpath("templates").glob("*.html"),
     GATEWAY / "upload_page.py",
+    GATEWAY / "approval_page.py",
 ]
 # Keys that are put together: what stands before the part that varies.
-VARYING = ("row.", "closed.", "problem.", "missing.", "busy.", "large.", "month.")
+UPLOADS = ("row.", "closed.", "problem.", "missing.", "busy.", "large.", "month.")
+APPROVALS = ("confirm.", "recorded.", "verdict.", "over.", "gone.", "slow.")
+VARYING = (*UPLOADS, *APPROVALS)
 
 
 def keys(language: str) -> set[str]:

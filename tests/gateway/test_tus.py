@@ -26,15 +26,17 @@ from tusclient.client import TusClient
 
 from cas.clock import HOUR_US
 from cas.config import Settings
+from cas.keys import Keys
+from cas.signing import Signer
 from cas.store import Store
 from cas.uploads import UploadRequest
 from gateway import errors
 from gateway.door import Door
 from gateway.links import Links
-from gateway.signing import Signer
 from gateway.tus import TusPartialResource
 from tests.clocks import HandClock
 from tests.gateway.served import Answer, Served, serving
+from workflows.views import Workflows
 
 TUS = {"Tus-Resumable": "1.0.0"}
 PIECE = "application/offset+octet-stream"
@@ -455,7 +457,9 @@ def test_one_that_waited_too_long_is_gone(memory: Path, clock: HandClock) -> Non
         links = Links(Signer((b"k" * 32,)), clock.now_us, settings.gateway)
         app: falcon.App[Any, Any] = falcon.App(middleware=[errors.RequestIds()])
         errors.install(app, lambda: None)
-        app.add_route("/{token}/{partial_id}", TusPartialResource(Door(store, links), links))
+        workflows = Workflows(store, Keys((b"k" * 32,), b"", b"", (), ()))
+        door = Door(store, workflows, links)
+        app.add_route("/{token}/{partial_id}", TusPartialResource(door, links))
         client = testing.TestClient(app)
         url = f"/{upload.upload_token}/{begun.partial_id}"
         assert client.simulate_head(url, headers=TUS).status_code == 200
@@ -464,15 +468,6 @@ def test_one_that_waited_too_long_is_gone(memory: Path, clock: HandClock) -> Non
         headers = {**TUS, "Content-Type": PIECE, "Upload-Offset": "0"}
         answer = client.simulate_patch(url, body=b"x", headers=headers)
         assert (answer.status_code, answer.json["code"]) == (410, "partial_expired")
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    place = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(
-        prefix="blobcask-", dir=place if place.is_dir() else None
-    ) as folder:
-        yield Path(folder)
 
 
 # --- a foreign client

@@ -23,7 +23,7 @@ from cas.uploads import UploadRequest
 from gateway.app import create_app
 from gateway.auth import ADMIN, Tokens
 from tests.clocks import HandClock
-from tests.gateway.served import Served
+from tests.gateway.served import Answer, Served
 
 PDF = b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\ntrailer\n<<>>\n%%EOF\n"
 
@@ -322,3 +322,44 @@ def test_a_page_of_completed_uploads_asks_for_their_callbacks_once(
             costs.append(len(asked))
             assert [upload["callback"]["status"] for upload in found] == ["waiting"] * limit
         assert costs[0] == costs[1]
+
+
+# --- the same request, made again
+
+
+def asked_with_key(
+    served: Served, key: str, name: str = "once", token: str | None = None
+) -> Answer:
+    body = json.dumps({"name": name})
+    headers = {"Idempotency-Key": key}
+    token = served.admin if token is None else token
+    return served.ask("POST", "/api/v1/uploads", body, token=token, headers=headers)
+
+
+def test_a_request_that_comes_again_with_its_key_makes_no_second_link(served: Served) -> None:
+    first, again = (asked_with_key(served, "d2c6/collect#1") for _ in range(2))
+    assert (first.status, again.status) == (201, 201)
+    opening = ("upload_id", "upload_token", "upload_url", "event_name", "expires_at")
+    assert [first.form[name] for name in opening] == [again.form[name] for name in opening]
+    sent = served.ask("PUT", again.form["presigned_urls"][0] + "&filename=a.pdf", PDF)
+    assert sent.status == 200
+
+
+def test_a_key_that_comes_with_another_body_is_refused(served: Served) -> None:
+    asked_with_key(served, "reused")
+    refused = asked_with_key(served, "reused", name="another")
+    assert (refused.status, refused.code) == (422, "idempotency_key_reused")
+
+
+def test_a_key_of_one_tenant_says_nothing_to_another(served: Served) -> None:
+    other = served.token("manage_uploads", tenant="other")
+    ours = asked_with_key(served, "shared").form
+    theirs = asked_with_key(served, "shared", name="theirs", token=other)
+    assert theirs.status == 201
+    assert theirs.form["upload_id"] != ours["upload_id"]
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "tab\there", "caf\u00e9"])
+def test_what_is_no_key_is_refused(served: Served, key: str) -> None:
+    refused = asked_with_key(served, key)
+    assert (refused.status, refused.code) == (400, "invalid_request")

@@ -18,8 +18,8 @@ import pytest
 
 from cas.config import Settings, StoreSettings
 from cas.keys import Keys, load_keys
+from cas.signing import DOWNLOAD, SLOT, Claim, Signer
 from gateway.auth import CLOCK_SKEW_S
-from gateway.signing import DOWNLOAD, SLOT, Claim, Signer
 from tests.gateway.served import Answer, Served, serving
 
 LATER = int(time.time()) + 7200  # the whole suite may lie between this line and its use
