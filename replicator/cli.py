@@ -22,7 +22,7 @@ from replicator.verify_cli import backfill, verify
 
 @click.group()
 def replicate() -> None:
-    """Work in the background: send callbacks, end what is over, collect bytes, scrub.
+    """Work in the background: send callbacks and mails, end what is over, collect, scrub.
 
     `blobcask serve` runs this by itself, unless told not to.
     """
@@ -135,7 +135,7 @@ def status(call: Call) -> None:
         trouble = background.trouble()
         trouble += [why for target in mirrored for why in target.stalled]
         if clock := store.clock_trouble():
-            trouble.append(f"no callback is tried again and nothing expires: {clock}")
+            trouble.append(f"nothing is tried again and nothing expires: {clock}")
     beat = background.beat
     form = _form(background.runs, beat, waiting, trouble)
     form["targets"] = [
@@ -235,7 +235,7 @@ def _lines(beat: Heartbeat | None, waiting: Backlog) -> list[str]:
     ]
     lines = list(table(("JOB", "LAST RUN", "FAILURES", "LAST ERROR"), rows)) if rows else []
     oldest = f", the oldest for {waiting.oldest_us // SECOND_US} s" if waiting.waiting else ""
-    told = f"{counted(waiting.waiting, 'callback')} to send{oldest}; {waiting.failed} failed."
+    told = f"{counted(waiting.waiting, 'message')} to send{oldest}; {waiting.failed} failed."
     return [*lines, told]
 
 

@@ -5,7 +5,8 @@ that wait have their turns, in order of their names and round after round, each 
 places it may have: a look costs the tenants it comes by and never what is due for them.
 
 A receiver that hangs holds its place for `[callbacks] timeout`. It never holds another
-tenant's.
+tenant's. All mails go to one server, which may hang for all of them, so they have few places:
+callbacks go on beside it.
 What came of an attempt is written as soon as it is known, so that a crash makes few
 attempts twice. Twice is possible, and announced: the identifier is the same.
 """
@@ -21,16 +22,26 @@ from typing import Final, final
 
 from cas.callbacks import tenant_secret
 from cas.catalog import Snapshot
-from cas.deliveries import Outcome, due, due_of, payload_of, record_attempt, waiting_tenant
+from cas.deliveries import (
+    MAIL,
+    Outcome,
+    due,
+    due_of,
+    payload_of,
+    record_attempt,
+    waiting_tenant,
+)
 from cas.errors import Conflict
 from cas.records import FAILED, Delivery
 from cas.restored import waits_for_acceptance
 from cas.store import Store
 from replicator.callbacks import Sender
+from replicator.mail import Mailer
 from replicator.names import TooManyQuestions
 
 PLACES: Final = 32  # attempts at a time
 TENANT_PLACES: Final = 4
+MAIL_PLACES: Final = 4
 # A step waits so long at most, so that what comes due meanwhile gets the free places.
 _STEP_S: Final = 1.0
 _CLOSE_S: Final = 3.0  # what is in flight may take so long when the process is stopped
@@ -52,6 +63,7 @@ class SendDeliveries:
         store: Store,
         master: bytes,
         sender: Sender,
+        mailer: Mailer,
         *,
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),
     ) -> None:
@@ -59,6 +71,7 @@ class SendDeliveries:
         self._store = store
         self._master = master
         self._sender = sender
+        self._mailer = mailer
         self._jitter = jitter
         self._give_up_after_us = store.settings.callbacks.give_up_after
         self._flying: dict[asyncio.Task[None], Delivery] = {}
@@ -141,11 +154,13 @@ class SendDeliveries:
         if payload is None:
             return Outcome(None, "what was to be sent is gone", hopeless=True)
         try:
+            if delivery.kind == MAIL:
+                return await self._mailer.send(delivery, payload)
             secret = tenant_secret(self._master, delivery.tenant_id)
             return await self._sender.send(delivery, payload, secret)
         except TooManyQuestions:
             raise
-        except Exception:  # noqa: BLE001  a bug that one URL sets off must not stop the others
+        except Exception:  # noqa: BLE001  a bug that one of them sets off must not stop the others
             _log.exception("delivery %s met a bug", delivery.delivery_id)
             return Outcome(None, "an internal error")
 
@@ -169,6 +184,7 @@ class _Places:
         self.free = PLACES - len(taken)
         self._identifiers = {delivery.delivery_id for delivery in taken}
         self._tenants = Counter(delivery.tenant_id for delivery in taken)
+        self._mails = sum(delivery.kind == MAIL for delivery in taken)
 
     def offer(self, deliveries: Iterable[Delivery]) -> None:
         """Choose of them, in this order, what has no place yet and may have one."""
@@ -177,8 +193,10 @@ class _Places:
                 self.free
                 and delivery.delivery_id not in self._identifiers
                 and self._tenants[delivery.tenant_id] < TENANT_PLACES
+                and (delivery.kind != MAIL or self._mails < MAIL_PLACES)
             ):
                 self.free -= 1
+                self._mails += delivery.kind == MAIL
                 self._identifiers.add(delivery.delivery_id)
                 self._tenants[delivery.tenant_id] += 1
                 self.chosen.append(delivery)

@@ -21,6 +21,7 @@ from replicator.fetching import Fetches
 from replicator.healing import Heal
 from replicator.link import Link
 from replicator.loop import Job
+from replicator.mail import Mailer
 from replicator.mirror import Mirror
 from replicator.names import Names
 from replicator.reaching import Reach
@@ -53,7 +54,8 @@ class Jobs:
             )
             for link in links
         }
-        self._sending = SendDeliveries(store, keys.callbacks, sender_of(store))
+        mailer = Mailer(settings.mail)
+        self._sending = SendDeliveries(store, keys.callbacks, sender_of(store), mailer)
 
     def due(self) -> list[Job]:
         """Those that end when nothing is due, in the order in which `replicate once` does them.

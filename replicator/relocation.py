@@ -299,13 +299,10 @@ class Relocation:
                 yield layout.number, key, raw, kept
 
     def _add(self, record: Blob | Replica, sign: int) -> None:
-        adds = record.schema.adds
-        assert adds is not None
-        value = getattr(record, adds.by)
-        if value is not None:
-            total = self._sums[f"{adds.to}:{value}"]
+        for part in filter(None, (adds.part(record) for adds in record.schema.adds)):
+            total = self._sums[part[0]]
             total[0] += sign
-            total[1] += sign * getattr(record, adds.size_bytes)
+            total[1] += sign * part[1]
 
     def _totals(self, snapshot: LmdbSnapshot) -> Iterator[Rewrite]:
         stated = {

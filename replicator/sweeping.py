@@ -59,7 +59,7 @@ class Date:
 
 @final
 class Sweep:
-    """Ends files, uploads, partials and events whose time is over."""
+    """Ends files, uploads, partials, events and records of workflows whose time is over."""
 
     name: Final = "sweep"
 
@@ -75,10 +75,14 @@ class Sweep:
         store = self._store
         refuse_wrong_clock(store)
         with store.catalog.read() as snapshot:
-            plan = plan_sweep(snapshot, now_us, _BATCH, partial_files=store.partial_files)
-        swept = execute_sweep(store.catalog, plan, partial_files=store.partial_files)
-        ended = swept.files + swept.uploads + swept.partials + swept.events + swept.leftovers
-        return ended > 0
+            plan = plan_sweep(
+                snapshot,
+                now_us,
+                _BATCH,
+                partial_files=store.partial_files,
+                keep_us=store.settings.events.keep,
+            )
+        return execute_sweep(store.catalog, plan, partial_files=store.partial_files).total > 0
 
     async def close(self) -> None:
         """Nothing is left open between steps."""

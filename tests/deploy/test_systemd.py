@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import CHECKOUT
 
 DEPLOY = CHECKOUT / "deploy"
-UNITS = ("blobcask.service", "blobcask-replicator.service")
+UNITS = ("blobcask.service", "blobcask-replicator.service", "blobcask-runner.service")
 SOCKET = "blobcask.socket"
 DROP_INS = tuple(f"{unit}.d" for unit in UNITS)
 PROGRAM = "/opt/blobcask/bin/blobcask"

@@ -134,7 +134,9 @@ def test_status_tells_who_runs_what_waits_and_that_nobody_does(root: Path) -> No
     assert idle.returncode == FOUND_WRONG
     form = json.loads(idle.stdout)
     assert (form["running"], form["deliveries"]["waiting"]) == (False, 1)
-    assert form["trouble"] == ["no background process runs: callbacks wait, and nothing expires"]
+    assert form["trouble"] == [
+        "no background process runs: callbacks and mails wait, and nothing expires"
+    ]
     with running(root) as process:
         assert "Replicating" in first_line(process)
         for _ in range(50):
@@ -146,7 +148,7 @@ def test_status_tells_who_runs_what_waits_and_that_nobody_does(root: Path) -> No
         assert (form["running"], form["pid"]) == (True, process.pid)
         names = [job["name"] for job in form["jobs"]]
         assert names == ["deliveries", "date", "sweep", "forget", "collect", "upkeep", "scrub"]
-        assert "1 callback to send" in blobcask(root, "replicate", "status").stdout
+        assert "1 message to send" in blobcask(root, "replicate", "status").stdout
         refused = blobcask(root, "replicate", "once")
         assert (refused.returncode, str(process.pid) in refused.stderr) == (5, True)
 
@@ -159,7 +161,7 @@ def test_status_tells_that_nothing_is_tried_again_while_the_clock_is_behind(root
         assert "Replicating" in first_line(process)
         shown = blobcask(root, "replicate", "status", "--json")
     assert shown.returncode == FOUND_WRONG
-    told = [each for each in json.loads(shown.stdout)["trouble"] if "no callback" in each]
+    told = [each for each in json.loads(shown.stdout)["trouble"] if "nothing is tried" in each]
     assert "behind the last write" in told[0]
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from standardwebhooks import Webhook
 
+from gateway.companion import Companion
 from replicator.heartbeat import Alone
-from tests.gateway.served import ACCOMPANIED, Served, serving
+from tests.gateway.served import ACCOMPANIED, COMPLETE, WITH_RUNNER, Served, serving
 from tests.replicator.receivers import Received, certificate, receiving, status
 from tests.replicator.test_cli import blobcask
 
@@ -176,6 +177,68 @@ def test_without_it_only_workers_run(root: Path) -> None:
         assert served.ask("GET", "/healthz").status == 200
         assert len(served.workers()) == 1
         assert not (root / "REPLICATOR").exists()
+
+
+def test_a_companion_knows_what_it_was_told_and_ends_when_asked(root: Path) -> None:
+    companion = Companion("replicator", ["replicate", "run", "--root", str(root)])
+    companion.tell({"BLOBCASK_GATEWAY__PUBLIC_URL": "https://files.example.org"})
+    others = set(children(os.getpid()))  # such as the S3 server of other tests
+    companion.tend()
+    (pid,) = set(children(os.getpid())) - others
+    try:
+        assert environ(pid)["BLOBCASK_GATEWAY__PUBLIC_URL"] == "https://files.example.org"
+        companion.ask_to_end()
+        companion.end()
+    finally:
+        os.waitpid(pid, 0)  # the arbiter's part
+    companion.tend()
+    assert set(children(os.getpid())) <= others
+
+
+def test_both_companions_run_beside_it_and_end_with_it(root: Path) -> None:
+    with serving(root, COMPLETE) as served:
+        replicator, runner = replicator_of(served), runner_of(served)
+        assert replicator != runner
+        told = environ(runner)["BLOBCASK_GATEWAY__PUBLIC_URL"]
+        assert told == served.address  # the port was any free one
+    assert gone(replicator)
+    assert gone(runner)
+    assert served.process.returncode == 0
+
+
+def test_a_runner_learns_the_address_that_the_settings_give(root: Path) -> None:
+    url = "https://files.example.org"
+    with serving(root, WITH_RUNNER, GATEWAY__PUBLIC_URL=url) as served:
+        assert environ(runner_of(served))["BLOBCASK_GATEWAY__PUBLIC_URL"] == url
+
+
+def test_a_runner_that_is_killed_is_started_anew_and_the_log_names_it(root: Path) -> None:
+    with serving(root, WITH_RUNNER) as served:
+        first = runner_of(served)
+        os.kill(first, signal.SIGKILL)
+        assert runner_of(served, after=first)
+        served.logged(lambda lines: any(f"the runner (PID {first}) ended" in x for x in lines))
+        assert served.ask("GET", "/healthz").status == 200
+
+
+def runner_of(served: Served, after: int = 0) -> int:
+    """The PID of the process that runs workflows, once it has its place; not `after`."""
+    for _ in _turns():
+        place = served.root / "RUNNER"
+        pid = place.read_text().strip() if place.exists() else ""
+        if pid not in ("", str(after)) and int(pid) in served.workers():
+            return int(pid)
+    raise AssertionError("no runner came")
+
+
+def children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+def environ(pid: int) -> dict[str, str]:
+    given = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(each.split("=", 1) for each in given if each)
 
 
 def test_workers_that_are_replaced_take_the_background_process_with_them(root: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from cas.catalog import Transaction
 from cas.catalog.snapshot import LmdbSnapshot
 from cas.clock import DAY_US, SECOND_US, SystemClock
-from cas.config import CallbackSettings, Duration, Settings
+from cas.config import CallbackSettings, Duration, MailSettings, Settings
 from cas.deliveries import DELAYS_US, RETRY_AFTER_US_MAX, Outcome, enqueue
 from cas.records import DONE, FAILED, WAITING, Delivery
 from cas.store import Store
@@ -22,11 +22,13 @@ from replicator.callbacks import Sender
 from replicator.deliveries import PLACES, TENANT_PLACES, SendDeliveries
 from replicator.destinations import CheckedNetwork
 from replicator.loop import Loop
+from replicator.mail import Mailer
 from replicator.names import Names
 from tests.clocks import HandClock
 from tests.replicator.receivers import Received, hangs, receiving, status
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
+NO_MAIL = Mailer(MailSettings())
 SETTINGS = Settings(
     callbacks=CallbackSettings(
         allowed_networks=LOOPBACK, timeout=Duration(5 * SECOND_US), give_up_after=Duration(DAY_US)
@@ -47,7 +49,7 @@ def enqueued(store: Store, target: str, tenant_id: str = "t1") -> Delivery:
 def job_of(store: Store, timeout_us: int = 5 * SECOND_US) -> SendDeliveries:
     names = Names(lambda _host, _port: ["127.0.0.1"])
     sender = Sender(CheckedNetwork(names.resolve, LOOPBACK), SystemClock(), timeout_us=timeout_us)
-    return SendDeliveries(store, bytes(32), sender, jitter=lambda: 0.0)
+    return SendDeliveries(store, bytes(32), sender, NO_MAIL, jitter=lambda: 0.0)
 
 
 async def settle(job: SendDeliveries, store: Store) -> None:
@@ -205,7 +207,7 @@ def test_one_that_ends_when_nothing_is_left_has_sent_all_of_a_tenant(
         async def send(self, _delivery: Delivery, _payload: bytes, _secret: bytes) -> Outcome:
             return Outcome(204)
 
-    job = SendDeliveries(store, bytes(32), Prompt())  # type: ignore[arg-type]
+    job = SendDeliveries(store, bytes(32), Prompt(), NO_MAIL)  # type: ignore[arg-type]
     assert asyncio.run(Loop([job], lambda: now_us(store)).once())
     assert {state(store, each).status for each in sent} == {DONE}
 
@@ -229,7 +231,7 @@ def test_tenants_with_thousands_due_keep_no_other_one_from_its_turn(
             return Outcome(204)
 
     async def until_the_last_is_sent() -> None:
-        job = SendDeliveries(store, bytes(32), Prompt())  # type: ignore[arg-type]
+        job = SendDeliveries(store, bytes(32), Prompt(), NO_MAIL)  # type: ignore[arg-type]
         while "zz" not in sent:
             assert await job.step(now_us(store))
         await job.close()
@@ -282,7 +284,7 @@ def test_no_place_to_look_a_name_up_is_no_attempt(
             names = Names(slow)
             network = CheckedNetwork(names.resolve, LOOPBACK)
             sender = Sender(network, SystemClock(), timeout_us=20 * SECOND_US)
-            job = SendDeliveries(store, bytes(32), sender)
+            job = SendDeliveries(store, bytes(32), sender, NO_MAIL)
             for _ in range(5):
                 assert await job.step(now_us(store))
             assert [state(store, each).attempts for each in due] == [0] * TENANT_PLACES
@@ -341,7 +343,7 @@ def test_a_bug_that_one_delivery_sets_off_is_its_own_failure(
         async def live() -> None:
             network = CheckedNetwork(buggy, LOOPBACK)
             sender = Sender(network, SystemClock(), timeout_us=SECOND_US)
-            job = SendDeliveries(store, bytes(32), sender)
+            job = SendDeliveries(store, bytes(32), sender, NO_MAIL)
             await settle(job, store)
             await job.close()
 
@@ -359,7 +361,7 @@ def test_an_inside_address_is_told_to_the_operator_and_not_to_the_tenant(
     async def live() -> None:
         names = Names(lambda _host, _port: ["10.9.8.7"])
         sender = Sender(CheckedNetwork(names.resolve), SystemClock(), timeout_us=SECOND_US)
-        job = SendDeliveries(store, bytes(32), sender)
+        job = SendDeliveries(store, bytes(32), sender, NO_MAIL)
         await settle(job, store)
         await job.close()
 

@@ -1,0 +1,477 @@
+"""Mails: to a real SMTP server, which is good, bad, slow or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from email.headerregistry import Address
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cas.catalog import Transaction
+from cas.clock import SECOND_US, SystemClock
+from cas.config import CallbackSettings, Duration, MailSettings, Settings
+from cas.deliveries import CALLBACK, DELAYS_US, MAIL, enqueue
+from cas.records import DONE, FAILED, WAITING, Delivery
+from cas.store import Store
+from replicator.callbacks import Sender
+from replicator.deliveries import MAIL_PLACES, PLACES, SendDeliveries
+from replicator.destinations import CheckedNetwork
+from replicator.mail import Mailer
+from replicator.names import Names
+from tests.clocks import HandClock
+from tests.conftest import CHECKOUT
+from tests.replicator.mail_servers import (
+    PASSWORD,
+    USER,
+    Answer,
+    MailServer,
+    Received,
+    hangs,
+    hangs_up,
+    mail_server,
+    says,
+)
+from tests.replicator.receivers import certificate, receiving
+
+LOOPBACK = (ip_network("127.0.0.0/8"),)
+SETTINGS = Settings(
+    callbacks=CallbackSettings(allowed_networks=LOOPBACK, timeout=Duration(5 * SECOND_US))
+)
+TEXT = "Please decide:\n\nhttps://files.example.org/a?decision=approved&token=abc\n"
+HTML = "<p>Please decide: <a href='https://files.example.org/a'>here</a></p>\n"
+
+
+@pytest.fixture
+def store(root: Path, clock: HandClock) -> Iterator[Store]:
+    with Store.open(root, SETTINGS, clock=clock) as opened:
+        yield opened
+
+
+def enqueued(store: Store, to: str = "ada@example.org", **other: Any) -> Delivery:
+    payload = {"to": to, "subject": "A decision – yours", "text": TEXT, "html": HTML, **other}
+    return store.catalog.write(lambda txn: enqueue(txn, "t1", MAIL, "approval", to, payload))
+
+
+def mail_settings(server: MailServer, **other: Any) -> MailSettings:
+    given = {
+        "host": "127.0.0.1",
+        "port": server.port,
+        "security": "none",
+        "sender": "Approvals <approvals@example.com>",
+        "timeout": Duration(10 * SECOND_US),
+        **other,
+    }
+    return MailSettings(**given)
+
+
+def job_of(store: Store, settings: MailSettings) -> SendDeliveries:
+    names = Names(lambda _host, _port: ["127.0.0.1"])
+    network = CheckedNetwork(names.resolve, LOOPBACK)
+    sender = Sender(network, SystemClock(), timeout_us=5 * SECOND_US)
+    return SendDeliveries(store, bytes(32), sender, Mailer(settings), jitter=lambda: 0.0)
+
+
+def now_us(store: Store) -> int:
+    with store.catalog.read() as snapshot:
+        return store.now_us(snapshot)
+
+
+def send_due(store: Store, settings: MailSettings) -> None:
+    """One process's life: sends what is due, and ends."""
+
+    async def live() -> None:
+        job = job_of(store, settings)
+        while await job.step(now_us(store)):
+            pass
+        await job.close()
+
+    asyncio.run(live())
+
+
+def state(store: Store, delivery: Delivery) -> Delivery:
+    return store.deliveries(delivery.tenant_id, "tests").get(delivery.delivery_id)
+
+
+@pytest.fixture
+def pem(tmp_path: Path) -> Path:
+    return certificate(tmp_path, "localhost")
+
+
+@pytest.fixture
+def tls(pem: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    return context
+
+
+# --- what arrives
+
+
+def test_a_mail_arrives_once_with_both_its_forms(store: Store) -> None:
+    with mail_server() as server:
+        delivery = enqueued(store, "Ada <ada@example.org>")
+        send_due(store, mail_settings(server))
+        send_due(store, mail_settings(server))
+        (mail,) = server.received
+    assert (mail.sender, mail.recipients) == ("approvals@example.com", ["ada@example.org"])
+    assert mail.client == "example.com"
+    message = mail.message
+    assert message["From"].addresses == (Address("Approvals", "approvals", "example.com"),)
+    assert message["To"].addresses == (Address("Ada", "ada", "example.org"),)
+    assert message["Subject"] == "A decision – yours"
+    assert message["Message-ID"] == f"<{delivery.delivery_id}@example.com>"
+    assert message["Auto-Submitted"] == "auto-generated"
+    assert int(message["Date"].datetime.timestamp()) == delivery.created_at // SECOND_US
+    assert mail.part("plain").replace("\r\n", "\n") == TEXT
+    assert mail.part("html").replace("\r\n", "\n") == HTML
+    done = state(store, delivery)
+    assert (done.status, done.attempts, done.last_status, done.last_error) == (DONE, 1, 250, "")
+
+
+def test_letters_of_all_scripts_come_as_they_were_sent(store: Store) -> None:
+    text = "Größe: 5 €\n.\nеще раз\n" + "long " * 400 + "\n"
+    with mail_server() as server:
+        enqueued(store, "Жанна <zh@пример.example>", subject="日本語" * 40, text=text, html="")
+        send_due(store, mail_settings(server))
+        (mail,) = server.received
+    assert mail.recipients == ["zh@xn--e1afmkfd.example"]
+    assert mail.message["To"].addresses[0].display_name == "Жанна"
+    assert mail.message["Subject"] == "日本語" * 40
+    assert mail.message.get_content().replace("\r\n", "\n") == text
+    assert max(map(len, mail.content.splitlines())) <= 78 + 10
+
+
+def test_an_address_that_is_not_ascii_needs_a_server_that_takes_it(store: Store) -> None:
+    with mail_server() as server, mail_server(utf8=False) as old:
+        taken = enqueued(store, "jürgen@example.org")
+        send_due(store, mail_settings(server))
+        refused = enqueued(store, "jürgen@example.org")
+        send_due(store, mail_settings(old))
+        assert server.received[0].recipients == ["jürgen@example.org"]
+        assert old.received == []
+    assert state(store, taken).status == DONE
+    assert state(store, refused).status == FAILED
+    assert "SMTPUTF8" in state(store, refused).last_error
+
+
+# --- the connection is protected
+
+
+@pytest.mark.parametrize("security", ["starttls", "tls"])
+def test_a_login_and_the_mail_go_over_tls(
+    store: Store, tls: ssl.SSLContext, pem: Path, security: str
+) -> None:
+    with mail_server(tls, at_once=security == "tls", login=True) as server:
+        delivery = enqueued(store)
+        settings = mail_settings(
+            server,
+            host="localhost",
+            security=security,
+            user=USER,
+            password=PASSWORD,
+            ca_file=pem,
+        )
+        send_due(store, settings)
+        (mail,) = server.received
+    assert (mail.encrypted, mail.user) == (True, USER)
+    assert state(store, delivery).status == DONE
+
+
+@pytest.mark.parametrize("security", ["starttls", "tls"])
+def test_a_server_that_nobody_vouches_for_gets_neither_login_nor_mail(
+    store: Store, tls: ssl.SSLContext, security: str
+) -> None:
+    with mail_server(tls, at_once=security == "tls", login=True) as server:
+        delivery = enqueued(store)
+        settings = mail_settings(
+            server, host="localhost", security=security, user=USER, password=PASSWORD
+        )
+        send_due(store, settings)
+        assert (server.received, server.logins) == ([], [])
+    waiting = state(store, delivery)
+    assert waiting.status == WAITING
+    assert "certificate verify failed" in waiting.last_error
+
+
+def test_a_certificate_for_another_name_is_none(
+    store: Store, tls: ssl.SSLContext, pem: Path
+) -> None:
+    with mail_server(tls) as server:
+        delivery = enqueued(store)
+        send_due(store, mail_settings(server, security="starttls", ca_file=pem))
+        assert server.received == []
+    assert state(store, delivery).status == WAITING
+
+
+def test_a_server_without_tls_is_not_spoken_to_in_the_clear(store: Store) -> None:
+    with mail_server() as server:
+        delivery = enqueued(store)
+        settings = mail_settings(server, security="starttls", user=USER, password=PASSWORD)
+        send_due(store, settings)
+        assert (server.received, server.logins) == ([], [])
+    waiting = state(store, delivery)
+    assert waiting.status == WAITING
+    assert "STARTTLS" in waiting.last_error
+
+
+def test_authorities_that_cannot_be_read_are_told_and_looked_for_again(
+    store: Store, tls: ssl.SSLContext, pem: Path, tmp_path: Path, clock: HandClock
+) -> None:
+    with mail_server(tls) as server:
+        delivery = enqueued(store)
+        missing = tmp_path / "authorities.pem"
+        settings = mail_settings(server, host="localhost", security="starttls", ca_file=missing)
+        send_due(store, settings)
+        assert "No such file" in state(store, delivery).last_error
+        missing.write_bytes(pem.read_bytes())
+        clock.advance(DELAYS_US[0])
+        send_due(store, settings)
+    assert state(store, delivery).status == DONE
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("at", ["recipient_answers", "data_answers"])
+def test_a_greylisted_mail_is_sent_again_with_the_same_identifier_and_bytes(
+    store: Store, clock: HandClock, at: str
+) -> None:
+    with mail_server() as server:
+        getattr(server, at).extend([says("451 4.7.1 greylisted"), says("450 not yet")])
+        delivery = enqueued(store)
+        for delay_us in DELAYS_US[:2]:
+            send_due(store, mail_settings(server))
+            send_due(store, mail_settings(server))  # not yet
+            waiting = state(store, delivery)
+            assert waiting.status == WAITING
+            assert waiting.last_error
+            clock.advance(delay_us)
+        send_due(store, mail_settings(server))
+        assert len({mail.content for mail in server.received}) == 1
+        assert server.received[0].message["Message-ID"].startswith(f"<{delivery.delivery_id}@")
+    done = state(store, delivery)
+    assert (done.status, done.attempts) == (DONE, 3)
+
+
+@pytest.mark.parametrize(
+    ("at", "answer", "told"),
+    [
+        ("recipient_answers", "550 5.1.1 no such user", "refused this address: 550 5.1.1 no such"),
+        ("data_answers", "554 5.6.0 looks like spam", "refused this mail: 554 5.6.0 looks like"),
+    ],
+)
+def test_what_is_refused_for_good_is_not_sent_again_and_others_are(
+    store: Store, at: str, answer: str, told: str
+) -> None:
+    with mail_server() as server:
+        getattr(server, at).append(says(answer))
+        refused = enqueued(store, "nobody@example.org")
+        send_due(store, mail_settings(server))
+        other = enqueued(store)
+        send_due(store, mail_settings(server))
+    failed = state(store, refused)
+    assert (failed.status, failed.attempts) == (FAILED, 1)
+    assert failed.last_error.startswith(told)
+    assert state(store, other).status == DONE
+
+
+def test_a_wrong_password_loses_no_mail(
+    store: Store, tls: ssl.SSLContext, pem: Path, clock: HandClock
+) -> None:
+    with mail_server(tls, login=True) as server:
+        delivery = enqueued(store)
+        wrong = mail_settings(
+            server, host="localhost", security="starttls", user=USER, password="no", ca_file=pem
+        )
+        send_due(store, wrong)
+        waiting = state(store, delivery)
+        assert (waiting.status, waiting.last_status) == (WAITING, 535)
+        assert "no" not in waiting.last_error.split()
+        clock.advance(DELAYS_US[0])
+        right = mail_settings(
+            server, host="localhost", security="starttls", user=USER, password=PASSWORD, ca_file=pem
+        )
+        send_due(store, right)
+    assert state(store, delivery).status == DONE
+
+
+def test_a_server_that_wants_a_login_is_the_operators_to_mend(
+    store: Store, tls: ssl.SSLContext, pem: Path
+) -> None:
+    with mail_server(tls, login=True) as server:
+        delivery = enqueued(store)
+        settings = mail_settings(server, host="localhost", security="starttls", ca_file=pem)
+        send_due(store, settings)
+    waiting = state(store, delivery)
+    assert (waiting.status, waiting.last_status) == (WAITING, 530)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"subject": "one\nBcc: spy@example.org"},
+        {"subject": "one\r\n\r\nbody"},
+        {"to": "ada@example.org\r\nRCPT TO:<spy@example.org>"},
+        {"to": "ada@example.org, spy@example.org"},
+        {"to": ""},
+        {"text": None},
+    ],
+)
+def test_what_is_no_mail_is_given_up_before_anybody_is_asked(
+    store: Store, payload: dict[str, Any]
+) -> None:
+    with mail_server() as server:
+        delivery = enqueued(store, **payload)
+        send_due(store, mail_settings(server))
+        assert server.received == []
+    failed = state(store, delivery)
+    assert (failed.status, failed.attempts) == (FAILED, 1)
+    assert failed.last_error.startswith("no mail can be made of it")
+
+
+def test_without_a_mail_server_it_fails_at_once_and_can_be_sent_later(store: Store) -> None:
+    delivery = enqueued(store)
+    send_due(store, MailSettings())
+    failed = state(store, delivery)
+    assert (failed.status, failed.last_error) == (FAILED, "no mail is sent: [mail] host is empty")
+    with mail_server() as server:
+        store.deliveries("t1", "tests").resend(delivery.delivery_id)
+        send_due(store, mail_settings(server))
+    assert state(store, delivery).status == DONE
+
+
+# --- servers that hang, or are gone
+
+
+def test_nobody_there_is_tried_again(store: Store) -> None:
+    with mail_server() as server:
+        settings = mail_settings(server)
+    delivery = enqueued(store)
+    send_due(store, settings)
+    waiting = state(store, delivery)
+    assert waiting.status == WAITING
+    assert waiting.last_error.startswith("no mail server: ")
+
+
+@pytest.mark.parametrize("answer", [hangs, hangs_up, says("421 4.3.2 shutting down")])
+def test_whatever_comes_after_it_was_taken_does_not_count(store: Store, answer: Answer) -> None:
+    with mail_server() as server:
+        server.quit_answers = [answer]
+        delivery = enqueued(store)
+        send_due(store, mail_settings(server, timeout=Duration(SECOND_US)))
+        send_due(store, mail_settings(server))
+        assert len(server.received) == 1
+    assert state(store, delivery).status == DONE
+
+
+@pytest.mark.parametrize(
+    ("at", "answer"),
+    [
+        ("recipient_answers", hangs),
+        ("data_answers", hangs),
+        ("recipient_answers", hangs_up),
+        ("data_answers", hangs_up),
+    ],
+)
+def test_a_server_that_says_nothing_is_left_in_time_and_asked_again(
+    store: Store, clock: HandClock, at: str, answer: Answer
+) -> None:
+    with mail_server() as server:
+        getattr(server, at).append(answer)
+        delivery = enqueued(store)
+        send_due(store, mail_settings(server, timeout=Duration(SECOND_US)))
+        waiting = state(store, delivery)
+        assert waiting.status == WAITING
+        told = "not done within 1 s" if answer is hangs else "no mail server"
+        assert told in waiting.last_error
+        clock.advance(DELAYS_US[0])
+        send_due(store, mail_settings(server))
+        assert len({mail.content for mail in server.received}) == 1
+    assert state(store, delivery).status == DONE
+
+
+def test_a_server_that_never_greets_is_left_in_time(store: Store) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        delivery = enqueued(store)
+        server = MailServer(silent.getsockname()[1])
+        send_due(store, mail_settings(server, timeout=Duration(SECOND_US)))
+    assert state(store, delivery).status == WAITING
+    assert "not done within 1 s" in state(store, delivery).last_error
+
+
+def test_a_mail_server_that_hangs_holds_no_callback(store: Store) -> None:
+    """Mails of more tenants than there are places at all, and then one callback."""
+
+    def fill(txn: Transaction) -> None:
+        for number in range(PLACES + 1):
+            payload = {"to": "ada@example.org", "subject": "s", "text": "t"}
+            enqueue(txn, f"t{number}", MAIL, "approval", "ada@example.org", payload)
+
+    with mail_server() as server, receiving() as receiver:
+        server.recipient_answers = [hangs] * PLACES
+
+        async def until_it_is_called() -> None:
+            job = job_of(store, mail_settings(server, timeout=Duration(60 * SECOND_US)))
+            store.catalog.write(fill)
+            await job.step(now_us(store))
+            target = receiver.url()
+            store.catalog.write(lambda txn: enqueue(txn, "zz", CALLBACK, "u", target, {}))
+            while not receiver.received:
+                await job.step(now_us(store))
+            for task in job._flying:  # as if the moment of `close` were over
+                task.cancel()
+            await job.close()
+
+        asyncio.run(until_it_is_called())
+        assert len(server.recipient_answers) >= PLACES - MAIL_PLACES
+
+
+# --- killed in the middle
+
+
+def test_an_attempt_whose_record_was_lost_is_made_again_and_can_be_recognised(root: Path) -> None:
+    """The process is killed between the server's having the mail and the record of it."""
+    with Store.open(root, SETTINGS) as store:
+        delivery = enqueued(store)
+    with mail_server() as server:
+        first = replicating(root, server)
+
+        async def kill(_server: MailServer) -> str:
+            os.kill(first.pid, signal.SIGKILL)
+            return "250 fine"
+
+        # Nothing is sent before this is here: the process takes far longer to start.
+        server.data_answers = [kill]
+        assert first.wait(60) == -signal.SIGKILL
+        assert replicating(root, server).wait(60) == 0
+        mails: list[Received] = [server.next(), server.next()]
+    assert len({mail.content for mail in mails}) == 1
+    assert mails[0].message["Message-ID"] == f"<{delivery.delivery_id}@example.com>"
+    with Store.open(root, SETTINGS) as store:
+        done = state(store, delivery)
+    assert (done.status, done.attempts) == (DONE, 1)
+
+
+def replicating(root: Path, server: MailServer) -> subprocess.Popen[bytes]:
+    """`blobcask replicate once`, which does all that is due."""
+    environ = {
+        **{name: value for name, value in os.environ.items() if "BLOBCASK" not in name},
+        "BLOBCASK_STORE__ROOT": str(root),
+        "BLOBCASK_MAIL__HOST": "127.0.0.1",
+        "BLOBCASK_MAIL__PORT": str(server.port),
+        "BLOBCASK_MAIL__SECURITY": "none",
+        "BLOBCASK_MAIL__SENDER": "approvals@example.com",
+        "PYTHONWARNINGS": "error",
+    }
+    command = [sys.executable, "-m", "cas", "replicate", "once"]
+    return subprocess.Popen(command, env=environ, cwd=CHECKOUT)
