@@ -42,6 +42,8 @@ class Scale(msgspec.Struct, frozen=True):
     mirrored: tuple[tuple[int, int], ...] = ((64 * KIB, 2_000), (512 * MIB, 4))  # as `sizes`
     backlog_rows: int = 1_000_000
     restored_files: int = 100_000
+    waits: tuple[int, ...] = (1, 1_000)  # at once
+    wakes: int = 1_000
 
 
 FULL = Scale()
@@ -67,6 +69,8 @@ QUICK = Scale(
     mirrored=((64 * KIB, 200), (64 * MIB, 2)),
     backlog_rows=20_000,
     restored_files=5_000,
+    waits=(1, 100),
+    wakes=50,
 )
 
 

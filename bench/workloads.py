@@ -14,6 +14,7 @@ from bench.restoring import restore
 from bench.scale import Bench
 from bench.storing import dedupe, get_by_size, put_by_size, put_held, put_many, put_unique
 from bench.sweeping import sweep
+from bench.waking import waking
 
 Workload = Callable[[Bench], list[Row]]
 
@@ -27,6 +28,7 @@ WORKLOADS: Mapping[str, Workload] = MappingProxyType(
         "lookup": lookup,
         "rebuild": rebuild,
         "sweep": sweep,
+        "waking": waking,
         "get_http": get_http,
         "put_http": put_http,
         "memory": memory,

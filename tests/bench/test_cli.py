@@ -24,7 +24,7 @@ def test_one_workload_prints_its_row_and_writes_json(root: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["put_many", "commits", "put_http", "memory"])
+@pytest.mark.parametrize("name", ["put_many", "commits", "waking", "put_http", "memory"])
 def test_workloads_run_quickly(root: Path, name: str) -> None:
     result = CliRunner().invoke(bench, [name, "--quick", "--folder", str(root)])
     assert result.exit_code == 0, result.output

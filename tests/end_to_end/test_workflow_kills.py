@@ -1,0 +1,249 @@
+"""The summarization while everything is killed, again and again, at random moments.
+
+Gateway, runner and replicator die together by SIGKILL and are started again on the same
+address; whoever uploads and decides only tries again. What happened is counted by those
+outside: the language model's server and the mail server, which outlive every kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, final
+from urllib.parse import urlsplit
+
+import pytest
+
+from cas.once import step_key
+from cas.records import Step
+from tests.end_to_end.mailbox import Mailbox
+from tests.end_to_end.runs import ENDED, Client, acceptance, steps_in
+from tests.gateway.served import COMPLETE, Served, serving
+from tests.workflows.llm_server import Asked, LlmServer
+from tests.workflows.papers import papers
+
+pytestmark = pytest.mark.slow
+
+PAPERS = papers()
+
+EDITOR = "editor@example.org"
+PATIENCE_S = 120.0
+
+
+def definition() -> str:
+    """The acceptance workflow, whose digest an editor approves before anybody gets its URL."""
+    form = json.loads(acceptance())
+    tasks = form["tasks"]
+    tasks["ask_editor"] = {
+        **tasks["store_summary"],
+        "task_id": "ask_editor",
+        "function": "tools.workflow.request_approval",
+        "kwargs": {
+            "approval_key": "publish",
+            "title": "Publish {{stored_file.name}}?",
+            "addressees": [EDITOR],
+        },
+        "dependencies": ["store_summary"],
+        "result_key": "decision",
+    }
+    tasks["get_public_url"]["dependencies"] = ["ask_editor"]
+    return json.dumps(form)
+
+
+@final
+class Mortal:
+    """A server that is killed and started again on the same address."""
+
+    def __init__(self, root: Path, settings: dict[str, str]) -> None:
+        self.root = root
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        port = self._listener.getsockname()[1]
+        self._settings = {"GATEWAY__PUBLIC_URL": f"http://127.0.0.1:{port}", **settings}
+        self._running = ExitStack()
+        self.served = self._start()
+        self.admin = self.served.admin
+        self.deaths = 0
+
+    def _start(self) -> Served:
+        up = serving(self.root, COMPLETE, self._listener, **self._settings)
+        return self._running.enter_context(up)
+
+    def die(self) -> None:
+        """All its processes at once, as when the machine's power goes."""
+        for pid in [self.served.process.pid, *_below(self.served.process.pid)]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self._running.close()
+        self.deaths += 1
+        self.served = self._start()
+
+    def close(self) -> None:
+        self._running.close()
+        self._listener.close()
+
+
+def _below(pid: int) -> list[int]:
+    """The children of a process, and theirs."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    return [found for child in map(int, children) for found in (child, *_below(child))]
+
+
+@final
+class Person:
+    """Does what a run waits for, one small request at a time; the server may be away."""
+
+    def __init__(self, mortal: Mortal, mailbox: Mailbox, run_id: str) -> None:
+        self._mortal = mortal
+        self._mailbox = mailbox
+        self._run_id = run_id
+        self.run: dict[str, Any] = {}
+
+    def go_on(self) -> bool:
+        """Try the next thing; whether the run has ended."""
+        client = Client(self._mortal.served, self._mortal.admin)
+        try:
+            self.run = client.run(self._run_id)
+            if self.run["status"] in ENDED:
+                return True
+            for step in self.run["steps"]:
+                if step["status"] == "waiting":
+                    self._help(client, step)
+        except (OSError, HTTPException, AssertionError):
+            pass  # killed meanwhile: what was refused or lost is tried again
+        return False
+
+    def _help(self, client: Client, step: dict[str, Any]) -> None:
+        if step["step"] == "wait_for_pdfs":
+            token = self.run["variables"]["upload_request"]["upload_token"]
+            client.send(token, [(paper.filename, paper.data) for paper in PAPERS])
+            client.complete(token)
+        elif step["step"] == "ask_editor":
+            (links,) = step["shown"]["links"]
+            found = [mail for mail in self._mailbox.mails if links["approve_url"] in mail.text]
+            if not found:  # the mail with it is still on its way
+                return
+            parts = urlsplit(links["approve_url"])
+            answer = client.served.ask(
+                "POST", f"{parts.path}?{parts.query}", headers={"Accept": "application/json"}
+            )
+            assert answer.status == 200, answer.body
+
+
+@contextmanager
+def killable(root: Path, llm: LlmServer, mailbox: Mailbox) -> Iterator[Mortal]:
+    mortal = Mortal(
+        root,
+        {
+            "LLM__BASE_URL": llm.url,
+            "WORKFLOWS__ALLOW_SHELL": "yes",
+            "MAIL__HOST": "127.0.0.1",
+            "MAIL__PORT": str(mailbox.port),
+            "MAIL__SECURITY": "none",
+            "MAIL__SENDER": "blobcask@example.org",
+        },
+    )
+    try:
+        yield mortal
+    finally:
+        mortal.close()
+
+
+def run_through(
+    mortal: Mortal, mailbox: Mailbox, chance: random.Random, within_s: float
+) -> dict[str, Any]:
+    """One run, with a kill or two somewhere in its first `within_s` seconds; 0: with none."""
+    client = Client(mortal.served, mortal.admin)
+    run_id = client.submit(definition(), key=f"run-{chance.random()}")
+    began = time.monotonic()
+    many = chance.choice((1, 1, 2)) if within_s else 0
+    kills = sorted(chance.uniform(0, within_s) for _ in range(many))
+    person = Person(mortal, mailbox, run_id)
+    while not person.go_on():
+        passed = time.monotonic() - began
+        assert passed < PATIENCE_S, json.dumps(person.run, indent=1)
+        if kills and passed >= kills[0]:
+            kills.pop(0)
+            mortal.die()
+    return person.run
+
+
+def judge(mortal: Mortal, run: dict[str, Any], asked: list[Asked], mailbox: Mailbox) -> None:
+    assert run["status"] == "completed", run
+    client = Client(mortal.served, mortal.admin)
+    # One upload link.
+    uploads = client.served.ask("GET", "/api/v1/uploads?limit=1000", token=client.token).form
+    own = [one for one in uploads["uploads"] if one["workflow_run_id"] == run["run_id"]]
+    assert [one["status"] for one in own] == ["completed"]
+    # One combined file.
+    files = client.served.ask(
+        "GET", f"/api/v1/storage?run={run['run_id']}&name=research_digest", token=client.token
+    ).form["files"]
+    assert [file["storage_ref"] for file in files] == [
+        run["variables"]["stored_file"]["storage_ref"]
+    ]
+    # No summary was asked for again once its step had finished.
+    ended = {key_of(step): step.ended_at or 0 for step in steps_in(mortal.root, run["run_id"])}
+    assert len({one.key for one in asked}) == 4, "three papers and their digest"
+    for one in asked:
+        assert one.at_s * 1_000_000 <= ended[one.key], (
+            "it was asked for again after it had finished"
+        )
+    # One link for the editor, however often the mail with it was sent.
+    mails = [
+        mail for mail in mailbox.mails if run["variables"]["decision"]["approval_id"] in mail.text
+    ]
+    assert len({mail.message_id for mail in mails}) == 1
+    assert {mail.recipient for mail in mails} == {EDITOR}
+
+
+def key_of(step: Step) -> str:
+    """The Idempotency-Key with which a step asks the language model."""
+    name = f"{step.step_id}#{step.iteration}" if step.iteration else step.step_id
+    key = step_key(step.run_id, name, "llm.call")
+    return hashlib.sha256(f"default/{key.scope}/{key.name}".encode()).hexdigest()
+
+
+def storm(root: Path, runs: int, seed: int) -> Counter[str]:
+    chance = random.Random(seed)
+    counts: Counter[str] = Counter()
+    with LlmServer() as llm, Mailbox() as mailbox, killable(root, llm, mailbox) as mortal:
+        began = time.monotonic()
+        judge(mortal, run_through(mortal, mailbox, chance, 0), llm.asked, mailbox)
+        undisturbed_s = time.monotonic() - began
+        while counts["killed"] < runs:
+            before, deaths = len(llm.asked), mortal.deaths
+            run = run_through(mortal, mailbox, chance, undisturbed_s)
+            judge(mortal, run, llm.asked[before:], mailbox)
+            counts["runs"] += 1
+            counts["killed"] += mortal.deaths > deaths
+            assert counts["runs"] <= 3 * runs, "the kills come too late"
+        counts["deaths"] = mortal.deaths
+        counts["asked"] = len(llm.asked)
+        counts["mails"] = len(mailbox.mails)
+        addressed = {mail.message_id for mail in mailbox.mails}
+        assert len(addressed) == counts["runs"] + 1, "one approval for each run"
+    return counts
+
+
+def test_killed_runs_complete_with_nothing_done_twice(root: Path) -> None:
+    assert storm(root, 4, seed=1)["killed"] == 4
+
+
+@pytest.mark.soak
+def test_fifty_killed_runs(root: Path) -> None:
+    assert storm(root, 50, seed=2)["killed"] == 50
