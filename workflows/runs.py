@@ -549,11 +549,6 @@ def _within(
         after = (page[-1].iteration,)
 
 
-def open_runs(snapshot: Snapshot, limit: int = 10_000) -> list[Run]:
-    """The runs of all tenants that have not ended, oldest first: the runner's work."""
-    return snapshot.range(Run, "open", ("open",), limit=limit)
-
-
 def steps_of(snapshot: Snapshot, run_id: str) -> list[Step]:
     """The steps of a run in the order in which they began."""
     found: list[Step] = []

@@ -27,6 +27,7 @@ from cas.records import (
     SKIPPED,
     WAITING,
     Approval,
+    Run,
     StepValue,
 )
 from cas.signing import Signer
@@ -38,7 +39,7 @@ from workflows.approvals import ApprovalRequest, Approvals
 from workflows.definitions import Definition
 from workflows.events import Events
 from workflows.forms import whole_run
-from workflows.runs import RunLog, Runs, open_runs
+from workflows.runs import RunLog, Runs
 from workflows.secrets import Secrets
 from workflows.watcher import Watcher
 from workflows.webhooks import WebhookRequest, Webhooks
@@ -80,7 +81,7 @@ def test_a_submitted_run_is_queued_for_the_runner(store: Store, runs: Runs) -> N
         QUEUED, "example", "ann", START_US,
     )  # fmt: skip
     with store.catalog.read() as snapshot:
-        assert open_runs(snapshot) == [run]
+        assert snapshot.range(Run, "open", ("open",)) == [run]
     assert Definition.from_json(run.definition) == definition()
 
 
@@ -196,7 +197,7 @@ def test_a_run_ends_once(store: Store, runs: Runs) -> None:
     with pytest.raises(RunEnded):
         runs.cancel(log.run_id)
     with store.catalog.read() as snapshot:
-        assert open_runs(snapshot) == []
+        assert snapshot.range(Run, "open", ("open",)) == []
 
 
 def test_a_cancelled_run_takes_no_more_results(store: Store, runs: Runs) -> None:
