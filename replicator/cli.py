@@ -34,8 +34,9 @@ def replicate() -> None:
 def run(call: Call, with_parent: int | None) -> None:
     """Run until stopped. One at a time works on a ROOT; a second one waits for its turn."""
     # Late, so that `status` starts without asyncio and the HTTP client.
+    from cas.parent import die_with
     from replicator.log import install
-    from replicator.runner import Runner, die_with
+    from replicator.runner import Runner
 
     if with_parent is not None:
         die_with(with_parent)

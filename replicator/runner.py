@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import signal
@@ -31,19 +30,8 @@ _PLACE_POLL_S: Final = 0.5
 _FIRST_BEAT_S: Final = 0.5
 _THREADS: Final = 16
 _THREADS_A_TARGET: Final = 8
-_PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
 
 _log = logging.getLogger("blobcask.replicator")
-
-
-def die_with(parent_pid: int) -> None:
-    """Have this process told to stop (SIGTERM) when `parent_pid`, its parent, ends.
-
-    Raises SystemExit where that has ended already.
-    """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent_pid:
-        raise SystemExit(0)
 
 
 @final

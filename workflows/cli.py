@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
 import signal
 import sys
 from types import FrameType
-from typing import Final
 
 import click
 
 from cas.cli.call import Call, pass_call
 from cas.keys import load_keys
 from cas.log_forms import form_of
+from cas.parent import die_with
 from workflows import runs_cli
 from workflows.leaving import leave_at_end
-
-_PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
 
 
 @click.group()
@@ -40,7 +36,7 @@ def serve(call: Call, with_parent: int | None) -> None:
     from workflows.views import Workflows
 
     if with_parent is not None:
-        _die_with(with_parent)
+        die_with(with_parent)
     _log_to_stderr(call)
     with call.open() as store:
         workflows = Workflows(store, load_keys(call.settings))
@@ -68,16 +64,6 @@ def _log_to_stderr(call: Call) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.captureWarnings(True)
-
-
-def _die_with(parent_pid: int) -> None:
-    """Have this process told to stop (SIGTERM) when `parent_pid`, its parent, ends.
-
-    Raises SystemExit where that has ended already.
-    """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent_pid:
-        raise SystemExit(0)
 
 
 workflow.add_command(runs_cli.run)
