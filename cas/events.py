@@ -416,21 +416,28 @@ def drop(txn: Transaction, wait: Subscription) -> None:
     waits = _waiting(txn, about, event.workflow_run_id, limit=1)
     if waits:
         txn.replace(given(txn, waits[0], event.event_id))
-    else:
-        txn.replace(msgspec.structs.replace(event, open_for=about))
+        if _uses_up(event.workflow_run_id, waits[0]):
+            return
+    txn.replace(msgspec.structs.replace(event, open_for=about))
 
 
 def end_waits(txn: Transaction, tenant_id: str, run: str) -> int:
     """Remove the waits of a run that has ended, so that no event is given to nobody; returns
-    how many. Those that were claimed stay until they are forgotten."""
+    how many. Those that were claimed stay until they are forgotten, and clients' until they are
+    over: what they were given is theirs."""
     ended = 0
-    after: tuple[str, ...] = ()
-    while page := txn.range(Subscription, "run", (tenant_id, run), after=after, limit=_PAGE):
-        for wait in page:
-            if wait.claimed_at is None:
-                drop(txn, wait)
-                ended += 1
-        after = (page[-1].subscription_id,)
+    # First those that still wait: a held event that another one leaves behind must not go to
+    # one that is removed next.
+    for with_events in (False, True):
+        after: tuple[str, ...] = ()
+        while page := txn.range(Subscription, "run", (tenant_id, run), after=after, limit=_PAGE):
+            for wait in page:
+                if wait.claimed_at is not None or wait.of_client:
+                    continue
+                if with_events or wait.event_id is None:
+                    drop(txn, wait)
+                    ended += 1
+            after = (page[-1].subscription_id,)
     return ended
 
 

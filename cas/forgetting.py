@@ -240,7 +240,12 @@ def _forget_run(catalog: Catalog, run_id: str, now_us: int) -> int:
             return 0
         owned = _owned(txn, run)
         for record in owned:
-            txn.delete(record)
+            if isinstance(record, Subscription):
+                # A held event that it was given is there for others again: for one of these,
+                # perhaps, so what was read before counts no more.
+                drop(txn, txn.get(Subscription, record.subscription_id) or record)
+            else:
+                txn.delete(record)
         if len(owned) >= _VALUES:
             return None  # there may be more
         txn.delete(run)

@@ -220,8 +220,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             raise StopIteration from None
         finally:
             if conn.parked is None:  # counted and logged once, when it is answered
-                if PARKED in environ:
-                    environ[PARKED].leave()
+                for parked in (environ.get(PARKED), resumed):
+                    if parked is not None:
+                        parked.leave()
                 self.cfg.post_request(self, req, environ, answer)
 
     def handle_error(self, _req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:

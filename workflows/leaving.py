@@ -28,6 +28,11 @@ def _leave() -> None:
         code = 0
     elif isinstance(error, click.exceptions.Exit):
         code = error.exit_code
+    elif isinstance(error, click.ClickException):
+        error.show()
+        code = error.exit_code
+    elif isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else None
     elif isinstance(error, KeyboardInterrupt):
         code = INTERRUPTED
     else:

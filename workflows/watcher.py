@@ -282,7 +282,7 @@ class _Look:
         """Tell who watches all since lately what was there before."""
         watcher = self._watcher
         with watcher._changed:
-            told, watcher._untold = watcher._untold, []
+            told = list(watcher._untold)
         before = (self._catalog.time().at_us + 1,)
         with self._catalog.read() as snapshot:
             after: tuple[int | str, ...] = ()
@@ -297,18 +297,20 @@ class _Look:
                 for wait in page:
                     watcher._tell(wait, told)
                 after = (page[-1].open_until or 0, page[-1].subscription_id)
+        with watcher._changed:  # only now: a failed look is repeated
+            watcher._untold = [number for number in watcher._untold if number not in told]
 
     def _recheck(self) -> None:
         """Look at each watched wait itself: claimed by somebody else, cancelled, or missed."""
         self._recheck_s = time.monotonic()
-        moved, self._moved = self._moved, False
-        if not moved:
+        if not self._moved:
             return
         watcher = self._watcher
         with watcher._changed:
             watched = list(watcher._of_wait)
         with self._catalog.read() as snapshot:
             decided = [name for name in watched if watcher._decided(snapshot, name)]
+        self._moved = False
         for name in decided:
             watcher._ring_one(name)
 

@@ -14,6 +14,7 @@ from cas.clock import DAY_US, SECOND_US
 from cas.config import Settings, Size, StoreSettings
 from cas.dating import date_all
 from cas.errors import KeyReused, NotFound, NoWaitingWorkflow, RunEnded, ToolFailed
+from cas.events import append_event
 from cas.forgetting import execute_forgetting, plan_forgetting
 from cas.links import SignedLinks
 from cas.once import OnceKey, step_key
@@ -432,3 +433,34 @@ def test_a_run_with_much_is_told_within_limits(
     assert form["variables"] == {
         "greeting": "hello", "xs": [1], "request": cut, "each": "x" * 80, "last": "x" * 70,
     }  # fmt: skip
+
+
+def test_what_was_held_for_an_ended_run_goes_to_another_one(store: Store, runs: Runs) -> None:
+    """Whatever the order of its waits: none of them may take along what another leaves."""
+    events = waits_of(store)
+    for number in range(8):
+        name = f"paid-{number}"
+        ending, other = begun(store, runs), begun(store, runs)
+        given = events.subscribe(ending.run_id, "first", name, None, None)
+        events.emit(name, {"n": number}, hold_us=DAY_US)  # given to the first
+        for step in ("second", "third"):
+            events.subscribe(ending.run_id, step, name, None, None)
+        later = events.subscribe(other.run_id, "ask", name, None, None)
+        assert events.claim(later.subscription_id) is None
+        ending.end(FAILED)
+        claimed = events.claim(later.subscription_id)
+        assert claimed is not None
+        assert claimed.payload == {"n": number}, given
+
+
+def test_what_a_client_was_given_outlives_the_run(store: Store, runs: Runs) -> None:
+    events = waits_of(store)
+    log = begun(store, runs)
+    client = events.subscribe(log.run_id, "waiter:me", "told", None, 60 * SECOND_US)
+    store.catalog.write(
+        lambda txn: append_event(txn, "acme", "told", {"x": 1}, run=log.run_id), actor="test"
+    )
+    log.end(COMPLETED)
+    claimed = events.claim(client.subscription_id)
+    assert claimed is not None
+    assert claimed.payload == {"x": 1}

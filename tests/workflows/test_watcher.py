@@ -463,3 +463,26 @@ def test_a_catalog_that_fails_for_a_moment_is_tried_again(
     assert failed.wait(PATIENCE_S)
     bell.heard()
     assert "tries again" in caplog.text
+
+
+def test_a_read_that_fails_is_made_again_for_who_was_to_be_told(
+    store: Store, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All readers' places taken for a moment: what was there before must still be told."""
+    before = wait(store, "first")
+    happens(store)
+    failures = [2]
+    time_of = store.catalog.time
+
+    def failing() -> Any:
+        if failures[0] and threading.current_thread().name == "watcher":
+            failures[0] -= 1
+            raise OSError("no place for another reader")
+        return time_of()
+
+    monkeypatch.setattr(store.catalog, "time", failing)
+    heard: queue.SimpleQueue[str] = queue.SimpleQueue()
+    unwatch = watcher.watch_all(lambda wait: heard.put(wait.subscription_id))
+    assert heard.get(timeout=PATIENCE_S) == before.subscription_id
+    assert failures == [0]
+    unwatch()

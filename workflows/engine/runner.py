@@ -303,8 +303,13 @@ class Runner:
         """An execution ended, and its run goes on in the catalog: it began a moment ago, or
         waits for others, or stands still."""
         if not ended.level:
-            self._known.discard(ended.run)  # until it has begun: the next round tries again
-            self._begin(ended.run)
+            try:
+                self._take_over(ended.run)
+            except (RunEnded, NotFound):
+                raise  # it is known still, so that the next round lets go of it
+            except Exception:
+                self._known.discard(ended.run)  # the next round tries again
+                raise
             return
         view = self._steps.log_of(ended.run).read()
         item = found_step(view, ended.level, ended.iteration)

@@ -193,7 +193,7 @@ class Steps(RetryableTask):
             self._at("suspending")
             return TaskResult.suspend()
         except _Again as again:
-            return TaskResult.running(context=again.context)
+            return TaskResult.running(context={**again.context, "trouble": 0})
         except RunEnded:
             self.forget(spot.run)
             return TaskResult.canceled()
