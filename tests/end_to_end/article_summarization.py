@@ -15,17 +15,20 @@ def get_workflow():
             "max_files": 3,
             "prompt": "Upload 3 arxiv PDF papers for summarization",
             "retention_policy": "days:7",
-            "expires_in": 3600,
+            "expires_in": 3600
         },
-        result_key="upload_request",
+        result_key="upload_request"
     )
     # Step 2: Wait for upload (test will upload programmatically)
     builder.task(
         "wait_for_pdfs",
         "tools.workflow.wait_for_event",
-        kwargs={"event_name": "{{upload_request.event_name}}", "timeout_seconds": 3600},
+        kwargs={
+            "event_name": "{{upload_request.event_name}}",
+            "timeout_seconds": 3600
+        },
         result_key="uploaded_files",
-        dependencies=["request_pdfs"],
+        dependencies=["request_pdfs"]
     )
     # Step 3: ForEach - Summarize each PDF in parallel
     builder.foreach(
@@ -37,11 +40,11 @@ def get_workflow():
             kwargs={
                 "model": "gpt-4",
                 "prompt": "Summarize this academic paper in 200 words. Include: title, main contribution, methodology, and key findings.",
-                "attachments": [{"type": "storage_ref", "ref": "{{item.storage_ref}}"}],
+                "attachments": [{"type": "storage_ref", "ref": "{{item.storage_ref}}"}]
             },
-            result_key="summary",
+            result_key="summary"
         ),
-        dependencies=["wait_for_pdfs"],
+        dependencies=["wait_for_pdfs"]
     )
     # Step 4: Combine all summaries into single document
     builder.task(
@@ -49,10 +52,10 @@ def get_workflow():
         "tools.llm.call",
         kwargs={
             "model": "gpt-4",
-            "prompt": "Combine these paper summaries into a cohesive research digest document:\n\n{{summarize_papers.results}}",
+            "prompt": "Combine these paper summaries into a cohesive research digest document:\n\n{{summarize_papers.results}}"
         },
         result_key="combined_summary",
-        dependencies=["summarize_papers"],
+        dependencies=["summarize_papers"]
     )
     # Step 5: Store combined summary as txt file
     builder.task(
@@ -62,18 +65,21 @@ def get_workflow():
             "name": "research_digest",
             "data": "{{combined_summary.content}}",
             "content_type": "text/plain",
-            "retention_policy": "days:30",
+            "retention_policy": "days:30"
         },
         result_key="stored_file",
-        dependencies=["combine_summaries"],
+        dependencies=["combine_summaries"]
     )
     # Step 6: Get public download URL
     builder.task(
         "get_public_url",
         "tools.storage.get_url",
-        kwargs={"storage_ref": "{{stored_file.storage_ref}}", "expires_in": 86400},
+        kwargs={
+            "storage_ref": "{{stored_file.storage_ref}}",
+            "expires_in": 86400
+        },
         result_key="public_url",
-        dependencies=["store_summary"],
+        dependencies=["store_summary"]
     )
     # Step 7: Return final result
     builder.task(
@@ -81,6 +87,6 @@ def get_workflow():
         "tools.shell.run",
         args=["echo 'Workflow complete. Download your summary at: {{public_url}}'"],
         result_key="final_result",
-        dependencies=["get_public_url"],
+        dependencies=["get_public_url"]
     )
     return builder.build()

@@ -306,6 +306,7 @@ def test_it_rests_while_nobody_waits(store: Store, watcher: Watcher) -> None:
     def looks() -> int:
         return counted
 
+    others = threads()
     counted = 0
     real = store.catalog.last_commit
 
@@ -315,7 +316,7 @@ def test_it_rests_while_nobody_waits(store: Store, watcher: Watcher) -> None:
         return real()
 
     store.catalog.last_commit = counting  # type: ignore[method-assign]
-    assert not [one for one in threading.enumerate() if one.name == "watcher"]
+    assert threads() == others
     unwatch = watcher.watch(wait(store, "a").subscription_id, lambda: None)
     until(lambda: looks() > 3)
     unwatch()
@@ -324,6 +325,11 @@ def test_it_rests_while_nobody_waits(store: Store, watcher: Watcher) -> None:
     watcher.watch(wait(store, "b").subscription_id, bell)
     happens(store)
     bell.heard()
+
+
+def threads() -> set[threading.Thread]:
+    """The watchers' threads of this process; other tests may have left theirs."""
+    return {thread for thread in threading.enumerate() if thread.name == "watcher"}
 
 
 def _rests(looks: Callable[[], int]) -> bool:
@@ -390,10 +396,11 @@ def test_a_process_that_is_killed_while_it_waits_loses_nothing(memory: Path) -> 
 
 
 def test_closing_rings_for_all_and_ends_the_thread(store: Store, watcher: Watcher) -> None:
+    others = threads()
     one, commits = Bell(), Bell()
     watcher.watch(wait(store, "a").subscription_id, one)
     watcher.watch_commits(commits)
-    thread = next(each for each in threading.enumerate() if each.name == "watcher")
+    (thread,) = threads() - others
     watcher.close()
     watcher.close()
     assert not thread.is_alive()
@@ -423,8 +430,9 @@ def test_a_store_that_closes_first_wakes_all(memory: Path) -> None:
     store = Store.open(memory / "store", SETTINGS, clock=SystemClock())
     watcher = Watcher(store.catalog)
     bell = Bell()
+    others = threads()
     watcher.watch(wait(store, "a").subscription_id, bell)
-    thread = next(each for each in threading.enumerate() if each.name == "watcher")
+    (thread,) = threads() - others
     store.close()
     bell.heard()
     thread.join(PATIENCE_S)
