@@ -108,7 +108,13 @@ def test_a_peer_with_too_many_loses_its_idle_ones_and_its_uploads_go_on(
         for sock in halves:
             send_half(sock)
         assert closed(halves[0])  # closed at once, for the later ones
-        assert not any(map(answered, idle))
+
+        def lost() -> bool:
+            # On a busy machine an answered one is not yet known for idle when others come.
+            send_half(stack.enter_context(server.connect()))
+            return not any(map(answered, idle))
+
+        until(lost)
         for sock in uploads:
             sock.sendall(b"four")
             assert sock.recv(4096).startswith(b"HTTP/1.1 200")
