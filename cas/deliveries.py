@@ -24,8 +24,8 @@ import msgspec
 from cas.catalog import Catalog, Key, Snapshot, Transaction
 from cas.clock import DAY_US, HOUR_US, SECOND_US
 from cas.errors import NotFound
-from cas.files import PAGE_MAX, Page
 from cas.identifiers import first_id, new_id
+from cas.listing import Page, newest
 from cas.records import DONE, FAILED, WAITING, Delivery, DeliveryPayload
 from cas.references import check_segment
 
@@ -99,20 +99,13 @@ class Deliveries:
         limit: int = 100,
     ) -> Page[Delivery]:
         """A page of deliveries, newest first; of one `status`, or of one `subject`."""
-        limit = max(1, min(limit, PAGE_MAX))
         index, prefix = "tenant", (self._tenant_id,)
         if status is not None:
             index, prefix = "status", (self._tenant_id, status)  # type: ignore[assignment]
         elif subject is not None:
             index, prefix = "subject", (self._tenant_id, subject)  # type: ignore[assignment]
-        before = () if cursor is None else (cursor,)
         with self._catalog.read() as snapshot:
-            found = snapshot.range(
-                Delivery, index, prefix, before=before, limit=limit + 1, reverse=True
-            )
-        more = len(found) > limit
-        found = found[:limit]
-        return Page(found, found[-1].delivery_id if more else None)
+            return newest(snapshot, Delivery, index, prefix, cursor, limit)
 
     def newest(self, subjects: Iterable[str]) -> dict[str, Delivery]:
         """The newest delivery of each subject that has any, all as of one moment."""

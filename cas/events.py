@@ -2,7 +2,7 @@
 
 An event and a wait (`Subscription`) meet by their topic: tenant, name and correlation key,
 all of them equal. Whichever comes second finds the other one, inside its own transaction, so
-none of the two is ever missed.
+none of the two is ever missed (invariant 13).
 
     an event comes    every wait of its topic gets it; a wait with a correlation key is alone
     a wait comes      it gets the oldest open event of its topic that its run has not had
@@ -373,7 +373,8 @@ def is_run_open(snapshot: Snapshot, tenant_id: str, run_id: str) -> bool:
 
 
 def claim(txn: Transaction, wait: Subscription, keep_us: int = REMEMBERED_US) -> Subscription:
-    """Take what the wait was given (or that its time is over); once more changes nothing.
+    """Take what the wait was given (or that its time is over); once more changes nothing
+    (invariant 13).
 
     A wait that still waits is returned as it is.
     """

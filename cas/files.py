@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar, final
+from typing import TypeVar, final
 
 import msgspec
 
@@ -30,6 +30,7 @@ from cas.errors import (
     TooLarge,
 )
 from cas.identifiers import new_id
+from cas.listing import Page, newest
 from cas.opening import Opener
 from cas.quotas import Quota, usage_of
 from cas.records import StoredFile, Usage
@@ -38,20 +39,10 @@ from cas.retention import Retention
 
 T = TypeVar("T")
 
-PAGE_MAX = 1000
 _STRETCH_FILES = 20_000  # of a batch, that share one durability barrier
 _STRETCH_BYTES = 256 << 20  # of sources in memory: a longer batch has more barriers
 _BATCH_WRITE = 1000  # files of a batch that share one frame: about 1 MB of journal
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
-    """One page of a listing; `next_cursor` asks for the next, None at the end."""
-
-    items: list[T]
-    next_cursor: str | None
 
 
 @final
@@ -415,7 +406,6 @@ class Files:
         limit: int = 100,
     ) -> Page[StoredFile]:
         """A page of files, newest first; costs what the page holds, however much is stored."""
-        limit = max(1, min(limit, PAGE_MAX))
         index = {
             (False, False): "tenant",
             (True, False): "run",
@@ -423,16 +413,11 @@ class Files:
             (True, True): "run_name",
         }[run is not None, name is not None]
         prefix = (self._tenant_id, *(wanted for wanted in (run, name) if wanted is not None))
-        before = () if cursor is None else (cursor,)
         with self._catalog.read() as snapshot:
             now_us = self._now_us(snapshot)
-            found = snapshot.range(
-                StoredFile, index, prefix, before=before, limit=limit + 1, reverse=True
-            )
-        more = len(found) > limit
-        found = found[:limit]
-        shown = [file for file in found if not _expired(file, now_us)]
-        return Page(shown, found[-1].file_id if more else None)
+            page = newest(snapshot, StoredFile, index, prefix, cursor, limit)
+        shown = [file for file in page.items if not _expired(file, now_us)]
+        return Page(shown, page.next_cursor)
 
     # --- changing
 

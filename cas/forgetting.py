@@ -9,7 +9,8 @@
     webhooks    when they expire
     runs        when they are forgotten, with their steps, keys, waits, webhooks and approvals
 
-The sweep itself sees to events: one that a wait was given stays for as long as the wait.
+The sweep itself sees to events: one that a wait was given stays for as long as the wait
+(invariant 13).
 """
 
 from __future__ import annotations

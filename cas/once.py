@@ -1,7 +1,7 @@
 """Doing a thing once, however often it is asked for: after a crash, or by a client that retries.
 
 What was done is remembered in the transaction that does it (invariant 6), so that there is no
-moment at which it is done and not remembered.
+moment at which it is done and not remembered. For the steps of runs this is invariant 14.
 """
 
 from __future__ import annotations

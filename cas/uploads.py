@@ -37,8 +37,9 @@ from cas.errors import (
     UploadClosed,
 )
 from cas.events import REMEMBERED_US, append_event
-from cas.files import DEFAULT_CONTENT_TYPE, PAGE_MAX, Naming, Page
+from cas.files import DEFAULT_CONTENT_TYPE, Naming
 from cas.identifiers import new_id
+from cas.listing import Page, newest
 from cas.once import OnceKey, once
 from cas.opening import Opener
 from cas.partial_files import PartialFiles
@@ -192,21 +193,15 @@ class Uploads:
         self, *, status: str | None = None, cursor: str | None = None, limit: int = 100
     ) -> Page[PendingUpload]:
         """A page of uploads, newest first."""
-        limit = max(1, min(limit, PAGE_MAX))
         index = "tenant" if status is None else "status"
         prefix = (self._tenant_id,) if status is None else (self._tenant_id, status)
-        before = () if cursor is None else (cursor,)
         with self._catalog.read() as snapshot:
             now_us = self._now_us(snapshot)
-            found = snapshot.range(
-                PendingUpload, index, prefix, before=before, limit=limit + 1, reverse=True
-            )
-        more = len(found) > limit
-        found = found[:limit]
-        shown = [as_of(upload, now_us) for upload in found]
+            page = newest(snapshot, PendingUpload, index, prefix, cursor, limit)
+        shown = [as_of(upload, now_us) for upload in page.items]
         if status is not None:  # one past its time stays among the pending until the sweep
             shown = [upload for upload in shown if upload.status == status]
-        return Page(shown, found[-1].upload_id if more else None)
+        return Page(shown, page.next_cursor)
 
     def get(self, token: str) -> UploadLink:
         """The upload behind a token, if it is the tenant's; raises NotFound."""

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from cas.files import Page, PutItem
+from cas.files import PutItem
 from cas.hashing import Source
+from cas.listing import Page
 from cas.records import PendingUpload, StoredFile, UploadFile
 from cas.references import Reference
 from cas.retention import Retention

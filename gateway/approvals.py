@@ -97,10 +97,7 @@ class ApprovalsForm(TypedDict):
 
 def read_request(body: bytes) -> ApprovalRequest:
     """What a JSON body asks for; raises InvalidRequest."""
-    try:
-        asked = msgspec.json.decode(body, type=ApprovalRequestForm)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise InvalidRequest("body", str(error)) from None
+    asked = forms.read(body, ApprovalRequestForm)
     return ApprovalRequest(
         approval_key=asked.approval_key,
         title=asked.title,

@@ -152,7 +152,7 @@ class Door:
         """The call of a webhook, whose signature is good: it passes, however often others of
         its address were wrong, for many send from the addresses of GitHub.
 
-        Raises NotFound, BadSignature, TooManyRequests, SecretSealed.
+        Raises NotFound, BadSignature, TooManyRequests.
         """
         with nullcontext() if self._limits is None else self._limits.verifying(req):
             opened = self._workflows.webhook_call(webhook_id, req.context.request_id)

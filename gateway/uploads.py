@@ -6,7 +6,6 @@ need the upload's own token, and nothing else (invariant 9).
 
 from __future__ import annotations
 
-import json
 from typing import Final, final
 
 import falcon
@@ -57,11 +56,7 @@ class RequestForm(msgspec.Struct, forbid_unknown_fields=True):
 
 def read_request(body: bytes) -> UploadRequest:
     """What a JSON body asks for; raises InvalidInput with the field and the reason."""
-    try:
-        asked = msgspec.json.decode(body, type=RequestForm)
-        json.loads(body, object_pairs_hook=_each_once)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise InvalidRequest("body", str(error)) from None
+    asked = forms.read(body, RequestForm)
     if not 0 <= asked.max_size_mb <= 2**40:
         raise InvalidRequest(asked.max_size_mb, "max_size_mb: a number from 0, which is no limit")
     retention = asked.retention_policy
@@ -77,13 +72,6 @@ def read_request(body: bytes) -> UploadRequest:
         redirect_url=asked.redirect_url,
         run=asked.run,
     )
-
-
-def _each_once(members: list[tuple[str, object]]) -> None:
-    """Refuse a member that is there twice: of two readers, each could take another one."""
-    names = [name for name, _ in members]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{twice[0]!r} is there twice")
 
 
 @final

@@ -47,10 +47,7 @@ class SubmissionForm(msgspec.Struct, forbid_unknown_fields=True):
 
 def read_submission(body: bytes, tools: Registry) -> tuple[Definition, dict[str, Any]]:
     """The definition and inputs of a body; raises InvalidRequest, InvalidWorkflow, TooLarge."""
-    try:
-        form = msgspec.json.decode(body, type=SubmissionForm)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise InvalidRequest("body", str(error)) from None
+    form = forms.read(body, SubmissionForm)
     if len(msgspec.json.encode(form.inputs)) > INPUTS_BYTES_MAX:
         raise TooLarge(INPUTS_BYTES_MAX)
     check_depth(form.inputs)

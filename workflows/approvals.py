@@ -27,9 +27,9 @@ from cas.errors import (
     LinkExpired,
     NotFound,
 )
-from cas.files import PAGE_MAX, Page
 from cas.identifiers import new_id
 from cas.links import SignedLinks
+from cas.listing import Page, newest
 from cas.mailboxes import read_mailbox
 from cas.once import OnceKey, once
 from cas.records import APPROVED, CANCELLED, EXPIRED, PENDING, REJECTED, Approval
@@ -167,17 +167,12 @@ class Approvals:
         self, *, run: str | None = None, cursor: str | None = None, limit: int = 100
     ) -> Page[Approval]:
         """A page of approvals, newest first; those of one `run`."""
-        limit = max(1, min(limit, PAGE_MAX))
         index = "tenant" if run is None else "run"
         prefix = (self._tenant_id,) if run is None else (self._tenant_id, run)
-        before = () if cursor is None else (cursor,)
         with self._catalog.read() as snapshot:
-            found = snapshot.range(
-                Approval, index, prefix, before=before, limit=limit + 1, reverse=True
-            )
+            page = newest(snapshot, Approval, index, prefix, cursor, limit)
         now_us = self._links.now_us()
-        shown = [approval_as_of(approval, now_us) for approval in found[:limit]]
-        return Page(shown, shown[-1].approval_id if len(found) > limit else None)
+        return Page([approval_as_of(one, now_us) for one in page.items], page.next_cursor)
 
     def links(self, base: str, approval: Approval) -> Pairs:
         """The links of each addressee, in their order: the same ones at every call. `base` is

@@ -6,10 +6,10 @@ there again and finds the results of its finished steps here.
 
     queued → running ⇄ waiting → completed | failed | cancelled
 
-A step runs at least once, and is finished once: `begin` tells of a step that was finished
-before, and only the first `finish` counts. What it came to is kept apart from it and read by
-who needs it: the steps of a run are many, and a change of one of them must cost no more for
-that, since nobody else writes meanwhile.
+A step runs at least once, and is finished once (invariant 14): `begin` tells of a step that was
+finished before, and only the first `finish` counts. What it came to is kept apart from it and
+read by who needs it: the steps of a run are many, and a change of one of them must cost no more
+for that, since nobody else writes meanwhile.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import msgspec
 from cas.catalog import Catalog, Snapshot, Transaction
 from cas.clock import DAY_US
 from cas.errors import NotFound, RunEnded, ToolFailed
-from cas.files import PAGE_MAX, Page
 from cas.identifiers import new_id
+from cas.listing import PAGE_MAX, Page, newest
 from cas.once import OnceKey, once
 from cas.records import (
     CANCELLED,
@@ -192,15 +192,10 @@ class Runs:
         self, *, status: str | None = None, cursor: str | None = None, limit: int = 100
     ) -> Page[Run]:
         """A page of runs, newest first."""
-        limit = max(1, min(limit, PAGE_MAX))
         index = "tenant" if status is None else "status"
         prefix = (self._tenant_id,) if status is None else (self._tenant_id, status)
-        before = () if cursor is None else (cursor,)
         with self._catalog.read() as snapshot:
-            found = snapshot.range(Run, index, prefix, before=before, limit=limit + 1, reverse=True)
-        more = len(found) > limit
-        found = found[:limit]
-        return Page(found, found[-1].run_id if more else None)
+            return newest(snapshot, Run, index, prefix, cursor, limit)
 
     def cancel(self, run_id: str) -> Run:
         """End a run; steps that run at this moment end, and their results are dropped.

@@ -35,8 +35,8 @@ from cas.errors import (
     WebhookClosed,
 )
 from cas.events import check_correlation_key, check_event_name, publish
-from cas.files import PAGE_MAX, Page
 from cas.identifiers import new_id
+from cas.listing import Page, newest
 from cas.once import OnceKey, once
 from cas.records import Once, Run, Secret, Webhook
 from cas.references import DIRECT_RUN, check_segment
@@ -147,17 +147,10 @@ class Webhooks:
         self, *, run: str | None = None, cursor: str | None = None, limit: int = 100
     ) -> Page[Webhook]:
         """A page of them, newest first."""
-        limit = max(1, min(limit, PAGE_MAX))
         index = "tenant" if run is None else "run"
         prefix = (self._tenant_id,) if run is None else (self._tenant_id, run)
-        before = () if cursor is None else (cursor,)
         with self._catalog.read() as snapshot:
-            found = snapshot.range(
-                Webhook, index, prefix, before=before, limit=limit + 1, reverse=True
-            )
-        more = len(found) > limit
-        found = found[:limit]
-        return Page(found, found[-1].webhook_id if more else None)
+            return newest(snapshot, Webhook, index, prefix, cursor, limit)
 
     def remove(self, webhook_id: str) -> None:
         """Take no more calls; events that came stay. Durable on return; raises NotFound.

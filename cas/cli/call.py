@@ -21,7 +21,7 @@ import msgspec
 
 from cas.config import Settings, load_settings
 from cas.errors import InvalidRequest, NotFound
-from cas.files import PAGE_MAX, Page
+from cas.listing import PAGE_MAX, Page
 from cas.records import PendingUpload
 from cas.references import Reference, parse_reference
 from cas.store import Store

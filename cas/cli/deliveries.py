@@ -8,9 +8,9 @@ from cas.callbacks import shown_secret, tenant_secret
 from cas.cli.call import FIRST_TENANT, JSON, Call, pages, pass_call, table
 from cas.clock import rfc3339
 from cas.errors import NotFound
-from cas.files import Page
 from cas.forms import shown_time
 from cas.keys import load_keys
+from cas.listing import Page
 from cas.records import DONE, FAILED, WAITING, Delivery
 from cas.references import check_segment
 

@@ -30,8 +30,9 @@ from cas.cli.call import (
 from cas.cli.forms import file_form
 from cas.durable import DISK
 from cas.errors import BlobDamaged, Conflict, Held
-from cas.files import Page, PutItem
+from cas.files import PutItem
 from cas.forms import shown_time
+from cas.listing import Page
 from cas.records import StoredFile
 from cas.references import DIRECT_RUN, Reference, check_name, check_segment
 from cas.retention import parse_retention

@@ -8,7 +8,7 @@ from cas.cli.call import Call, pages, pass_call, read_value, shown, size, table,
 from cas.cli.forms import slot_form, upload_form
 from cas.clock import SECOND_US, rfc3339
 from cas.config import parse_duration, parse_size
-from cas.files import Page
+from cas.listing import Page
 from cas.records import CANCELLED, COMPLETED, EXPIRED, PENDING, PendingUpload
 from cas.references import DIRECT_RUN
 from cas.retention import parse_retention

@@ -15,8 +15,9 @@ import httpx
 
 from cas.digest import Digest
 from cas.errors import AccessDenied, BlobcaskError, BlobDamaged
-from cas.files import Page, PutItem
+from cas.files import PutItem
 from cas.hashing import Source
+from cas.listing import Page
 from cas.records import StoredFile
 from cas.references import DIRECT_RUN, Reference
 from cas.remote import values

@@ -11,8 +11,8 @@ import httpx
 import msgspec
 
 from cas.errors import Conflict, DigestMismatch, NotFound, ServerRefused, UploadClosed
-from cas.files import Page
 from cas.hashing import Source
+from cas.listing import Page
 from cas.once import OnceKey
 from cas.records import COMPLETED, PENDING, PendingUpload, UploadFile
 from cas.remote import values

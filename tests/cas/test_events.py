@@ -1,4 +1,5 @@
-"""Events and waits meet in whatever order they come, and each wait keeps what it got.
+"""Events and waits meet in whatever order they come, and each wait keeps what it got
+(invariant 13).
 
 They commit with the change they speak of, or not at all (invariant 6).
 """

@@ -1,4 +1,5 @@
-"""What is done under a key is done once, and remembered with it or not at all (invariant 6)."""
+"""What is done under a key is done once, and remembered with it or not at all (invariants 6
+and 14)."""
 
 from __future__ import annotations
 

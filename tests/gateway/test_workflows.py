@@ -117,6 +117,14 @@ def test_a_body_that_is_no_submission_is_refused(served: Served, body: bytes) ->
     assert code(answer).startswith("INVALID_")
 
 
+def test_a_member_that_is_there_twice_is_refused(served: Served) -> None:
+    text = json.dumps(definition())
+    body = f'{{"definition": {text}, "inputs": {{"text": "a"}}, "inputs": {{"text": "b"}}}}'
+    answer = served.ask("POST", PATH, body, token=served.admin)
+    assert (answer.status, code(answer)) == (400, "INVALID_REQUEST")
+    assert "there twice" in answer.form["message"]
+
+
 def test_a_submission_has_a_limit(served: Served) -> None:
     assert submit(served, inputs={"text": "x" * (1 << 21)}).status == 413
     assert submit(served, definition="x" * (1 << 21)).status == 413

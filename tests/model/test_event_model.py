@@ -1,7 +1,8 @@
 """Events and waits beside a plain list of them: any order, any time, sweeps and restarts.
 
 Whatever comes between: each wait has what the model says, claiming tells the same each time,
-an event that was taken is given to whom it is for, and one that is held is given once.
+an event that was taken is given to whom it is for, and one that is held is given once
+(invariant 13).
 """
 
 from __future__ import annotations

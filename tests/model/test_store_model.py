@@ -19,7 +19,8 @@ from cas.clock import DAY_US, HOUR_US
 from cas.config import Duration, Settings, Size, StoreSettings
 from cas.digest import Digest, digest_of
 from cas.errors import FilesRefused, Held, NotFound, UploadClosed
-from cas.files import PAGE_MAX, PutItem
+from cas.files import PutItem
+from cas.listing import PAGE_MAX
 from cas.records import Blob, StoredFile
 from cas.references import Reference, parse_reference
 from cas.retention import Retention, parse_retention

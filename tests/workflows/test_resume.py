@@ -1,4 +1,5 @@
-"""Runners that are killed: the next one goes on, and repeats nothing that was finished."""
+"""Runners that are killed: the next one goes on, and repeats nothing that was finished
+(invariant 14)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A workflow that waits for files: whenever they come, or do not, it ends as it should."""
+"""A workflow that waits for files: whenever they come, or do not, it ends as it should
+(invariant 13)."""
 
 from __future__ import annotations
 

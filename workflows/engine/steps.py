@@ -7,8 +7,8 @@
     finish     the result, durable before anything that depends on it begins
 
 What is done twice, because the process was killed in between, is done under the same key, so
-it happens once (`cas.once`). Only the call of a tool that changes something outside, and is
-killed before `finish`, is made twice: tools that can pass a key on do.
+it happens once (`cas.once`, invariant 14). Only the call of a tool that changes something
+outside, and is killed before `finish`, is made twice: tools that can pass a key on do.
 
 Where stabilize is concerned a step always ends well: what a failure means for others is
 judged by `verdicts`, from the catalog.

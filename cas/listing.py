@@ -1,0 +1,41 @@
+"""Listings: pages of records, newest first, at the cost of what a page holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar, final
+
+from cas.catalog import Key, Snapshot
+from cas.records import Record
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+
+PAGE_MAX: Final = 1000
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a listing; `next_cursor` asks for the next, None at the end."""
+
+    items: list[T]
+    next_cursor: str | None
+
+
+def newest(
+    snapshot: Snapshot, kind: type[R], index: str, prefix: Key, cursor: str | None, limit: int
+) -> Page[R]:
+    """Up to `limit` records (1 to PAGE_MAX), the newest first, before the one that `cursor`
+    names.
+
+    For types whose key is one identifier that grows with time (`new_id`), and an index of them
+    that ends with it. Whoever shows fewer of a page keeps its cursor.
+    """
+    limit = max(1, min(limit, PAGE_MAX))
+    before = () if cursor is None else (cursor,)
+    found = snapshot.range(kind, index, prefix, before=before, limit=limit + 1, reverse=True)
+    if len(found) <= limit:
+        return Page(found, None)
+    del found[limit:]
+    return Page(found, str(found[-1].primary_key()[0]))
