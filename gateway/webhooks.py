@@ -95,10 +95,7 @@ class TakenForm(TypedDict):
 
 def read_registration(body: bytes) -> WebhookRequest:
     """What a JSON body asks for; raises InvalidRequest."""
-    try:
-        asked = msgspec.json.decode(body, type=RegistrationForm)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise InvalidRequest("body", str(error)) from None
+    asked = forms.read(body, RegistrationForm)
     return WebhookRequest(
         name=asked.name,
         kind=asked.kind,
