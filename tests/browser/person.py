@@ -6,9 +6,7 @@ import hashlib
 import select
 import socket
 import threading
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -48,18 +46,24 @@ def write(folder: Path, name: str, data: bytes) -> str:
     return str(path)
 
 
-def slow_down(page: Page, bytes_per_s: int) -> Callable[[], None]:
-    """What the page sends from now on is slow; call what is answered to end that."""
-    session = page.context.new_cdp_session(page)
-    session.send("Network.enable")
+@final
+class Line:
+    """What a page sends is as slow as its line; what it receives is not.
 
-    def limit(bytes_per_s: int) -> None:
+    A change of speed lets out at once all that a request on its way still has to send.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self._session = page.context.new_cdp_session(page)
+        self._session.send("Network.enable")
+
+    def slow(self, bytes_per_s: int) -> None:
         rates = {"downloadThroughput": -1, "uploadThroughput": bytes_per_s}
         conditions = {"offline": False, "latency": 0, **rates}
-        session.send("Network.emulateNetworkConditions", conditions)
+        self._session.send("Network.emulateNetworkConditions", conditions)
 
-    limit(bytes_per_s)
-    return partial(limit, -1)
+    def free(self) -> None:
+        self.slow(-1)
 
 
 def sha256(data: bytes) -> str:
@@ -77,11 +81,13 @@ def stored(served: Served, asked: dict[str, Any]) -> dict[str, str]:
 
 @final
 class Wire:
-    """A way to the server that can be cut, and can lose an answer."""
+    """A way to the server that can be cut, can lose an answer, and all after so many bytes."""
 
     def __init__(self, port: int) -> None:
         self._server = ("127.0.0.1", port)
         self._lose = b""
+        self._carried_bytes: int | None = None
+        self.lost = threading.Event()  # something that was sent to the server
         self._near = ("127.0.0.1", 0)
         self._open: set[socket.socket] = set()
         self.mend()
@@ -90,6 +96,10 @@ class Wire:
     def lose_answer_to(self, method: str) -> None:
         """The next request of this method arrives, and its connection ends."""
         self._lose = method.encode() + b" "
+
+    def carry_no_more_than(self, size_bytes: int) -> None:
+        """So much of what a connection sends arrives; what comes after is lost unseen."""
+        self._carried_bytes = size_bytes
 
     def cut(self) -> None:
         for sock in (self._listener, *self._open):
@@ -117,6 +127,7 @@ class Wire:
 
     def _exchange(self, near: socket.socket, far: socket.socket) -> None:
         doomed = False
+        came_bytes = 0
         while True:
             for source in select.select([near, far], [], [])[0]:
                 data = source.recv(65536)
@@ -124,4 +135,9 @@ class Wire:
                     doomed, self._lose = True, b""
                 if not data or (doomed and source is far):
                     return
+                if source is near and self._carried_bytes is not None:
+                    came_bytes += len(data)
+                    if came_bytes > self._carried_bytes:
+                        self.lost.set()
+                        continue
                 (far if source is near else near).sendall(data)

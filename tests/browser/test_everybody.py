@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import Page, expect
 
-from tests.browser.person import PDF, PHONE, OpenPage, info, sha256, slow_down, stored, write
+from tests.browser.person import PDF, PHONE, Line, OpenPage, info, sha256, stored, write
 from tests.gateway.served import Served
 
 PLAIN: dict[str, Any] = {"java_script_enabled": False}
@@ -41,7 +41,8 @@ def test_nobody_is_kept_out_in_any_state(
     expect(page.locator("#drop")).to_be_visible()
     check(page)
     page.set_input_files("#picker", write(tmp_path, "tool.exe", b"MZ"))
-    speed_up = slow_down(page, 300_000)
+    line = Line(page)
+    line.slow(300_000)
     moving = [write(tmp_path, f"{n}.pdf", PDF + os.urandom(5_000_000)) for n in range(2)]
     page.set_input_files("#picker", moving)
     page.get_by_role("button", name="Pause 0.pdf").click()
@@ -49,7 +50,7 @@ def test_nobody_is_kept_out_in_any_state(
     expect(page.get_by_role("alert")).to_be_visible()
     check(page)  # sending, paused, a notice
     page.get_by_role("button", name="Remove 1.pdf").click()
-    speed_up()
+    line.free()
     page.get_by_role("button", name="Resume 0.pdf").click()
     page.set_input_files("#picker", write(tmp_path, "lie.pdf", b"MZ" * 50))
     expect(page.locator("#files li.saved")).to_have_count(2)

@@ -13,10 +13,10 @@ from tests.browser.person import (
     LARGE_BYTES,
     PDF,
     PHONE,
+    Line,
     OpenPage,
     info,
     sha256,
-    slow_down,
     stored,
     write,
 )
@@ -178,7 +178,7 @@ def test_progress_is_shown_and_a_file_can_be_removed_on_its_way(
 ) -> None:
     asked = served.request_upload(max_files=3)
     page = open_page(asked["upload_url"])
-    slow_down(page, 600_000)
+    Line(page).slow(600_000)
     small = write(tmp_path, "small.bin", os.urandom(4_000_000))
     large = write(tmp_path, "large.bin", os.urandom(LARGE_BYTES))
     page.set_input_files("#picker", [small, large])
@@ -200,7 +200,8 @@ def test_files_can_be_paused_one_by_one_and_all_together(
 ) -> None:
     asked = served.request_upload(max_files=3)
     page = open_page(asked["upload_url"])
-    speed_up = slow_down(page, 2_000_000)
+    line = Line(page)
+    line.slow(2_000_000)
     sent = {"one.bin": os.urandom(LARGE_BYTES), "two.bin": os.urandom(LARGE_BYTES)}
     page.set_input_files("#picker", [write(tmp_path, name, data) for name, data in sent.items()])
     expect(page.get_by_label("Progress of one.bin")).not_to_have_attribute("value", "0")
@@ -209,7 +210,7 @@ def test_files_can_be_paused_one_by_one_and_all_together(
     page.get_by_role("button", name="Pause all").click()
     expect(page.locator("#files li.paused")).to_have_count(2)
     expect(page.locator("#overall")).to_have_text("Paused")
-    speed_up()
+    line.free()
     page.get_by_role("button", name="Resume two.bin").click()
     expect(page.locator("#files li.saved")).to_have_count(1)
     page.get_by_role("button", name="Resume all").click()
