@@ -22,8 +22,8 @@ from cas.signing import DOWNLOAD, SLOT, Claim, Signer
 from gateway.auth import CLOCK_SKEW_S
 from tests.gateway.served import Answer, Served, serving
 
-LATER = int(time.time()) + 7200  # the whole suite may lie between this line and its use
-AGO = int(time.time()) - 600
+LATER = 4_102_444_800  # seconds: the year 2100
+AGO = 1_577_836_800  # the year 2020
 DATA = b"some bytes"
 
 
