@@ -426,6 +426,9 @@ class S3Target:
         elif sha256 is not None or not self._address.startswith("https:"):
             payload = (sha256 or _hashed(body, size_bytes)).hex()
         start = body.tell()
+        if body.seek(0, io.SEEK_END) - start < size_bytes:
+            # The server would wait for the rest, and this for its answer.
+            raise BytesDiffer(self._name, f"{key} has less than its {size_bytes} bytes here")
 
         def send() -> Answer:
             body.seek(start)
