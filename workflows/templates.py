@@ -16,7 +16,7 @@ so a text with braces from outside stays a text.
 
 A template of a kilobyte may name a megabyte a hundred times. All that the templates of one
 rendering give together has a limit in bytes; a text is counted when it is made, and when it is
-given.
+given. So is what is compared or searched, each time: a condition may do that as often.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ _COMPARISONS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "in": lambda one, many: one in many,
     "notin": lambda one, many: one not in many,
 }
+_LONG: Final = (str, Mapping, Sequence)
 # A template in a condition, or a text in quotes, whose templates are another matter.
 _PIECES: Final = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"|\{\{(.*?)\}\}", re.DOTALL)
 # As far as a template goes, to its braces; ours have none inside of it but in quotes.
@@ -74,7 +75,12 @@ _Made = TypeVar("_Made")
 
 
 class _Unknown(Exception):
-    """A name or member that is not there; what it is, in words."""
+    """A name or member that is not there. `words` say which, and what there is: many names take
+    their time, and `is defined` wants none of them."""
+
+    def __init__(self, words: Callable[[], str]) -> None:
+        super().__init__()
+        self.words = words
 
 
 class _TooMuch(Exception):
@@ -139,9 +145,10 @@ class Rendering:
                 for part in parts
             )
         except _Unknown as error:
-            raise InvalidWorkflow(_shown(text), str(error)) from None
+            raise InvalidWorkflow(_shown(text), error.words()) from None
         except _TooMuch:
-            reason = f"too long: the templates give more than {self._bytes_max} bytes together"
+            what = "the templates give or compare more than"
+            reason = f"too long: {what} {self._bytes_max} bytes together"
             raise InvalidWorkflow(_shown(text), reason) from None
         except (TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise InvalidWorkflow(_shown(text), f"it has no value: {error}") from None
@@ -191,6 +198,18 @@ def check(value: Any) -> int:
     return 0
 
 
+def divided(text: str) -> list[str]:
+    """A text cut at its templates: every second piece is one, with its braces. One without an
+    end is none."""
+    pieces, begin = [], 0
+    for start, end in _templates_in(text):
+        if end < 0:
+            break
+        pieces += [text[begin:start], text[start:end]]
+        begin = end
+    return [*pieces, text[begin:]]
+
+
 def check_condition(condition: str) -> int:
     """How many bytes a condition has; raises InvalidWorkflow where it cannot be read."""
     _check(condition, _expression(condition))
@@ -205,17 +224,26 @@ def _parsed(text: str) -> tuple[str | nodes.Expr, ...]:
     return _kept_parts(text) if len(text) <= _CACHED_CHARS_MAX else _parts(text)
 
 
+def _templates_in(text: str) -> Iterator[tuple[int, int]]:
+    """Where its templates begin and end. An end of -1 is of what only Jinja can read, and the
+    last."""
+    start = text.find("{{")
+    while start >= 0:
+        found = _EXPRESSION.match(text, start)
+        end = -1 if found is None else found.end()
+        if not text.startswith("}}", end):
+            yield start, -1
+            return
+        yield start, end + 2
+        start = text.find("{{", end + 2)
+
+
 def _expression_bytes(text: str) -> int:
     """How long its templates are together, known before they are read."""
-    size_bytes, at = 0, text.find("{{")
-    while at >= 0:
-        found = _EXPRESSION.match(text, at)
-        end = -1 if found is None else found.end()
-        if not text.startswith("}}", end):  # what this is, only Jinja knows
-            return size_bytes + len(text[at:].encode(errors="replace"))
-        size_bytes += len(text[at : end + 2].encode(errors="replace"))
-        at = text.find("{{", end + 2)
-    return size_bytes
+    return sum(
+        len(text[start : end if end >= 0 else None].encode(errors="replace"))
+        for start, end in _templates_in(text)
+    )
 
 
 def _parts(text: str) -> tuple[str | nodes.Expr, ...]:
@@ -385,18 +413,34 @@ class _Walk:
     def _named(self, name: str) -> Any:
         if name in self._known:
             return self._known[name]
-        names = sorted(self._known)[:_NAMES_SHOWN]
-        there = f"there are {', '.join(names)}" if names else "nothing is known yet"
-        raise _Unknown(f"nothing is named {name!r}; {there}")
+
+        def words() -> str:
+            names = sorted(self._known)[:_NAMES_SHOWN]
+            there = f"there are {', '.join(names)}" if names else "nothing is known yet"
+            return f"nothing is named {name!r}; {there}"
+
+        raise _Unknown(words)
 
     def _compared(self, node: nodes.Compare) -> bool:
         left = self.of(node.expr)
         for operand in node.ops:
             right = self.of(operand.expr)
+            self._spend_on(operand.op, left, right)
             if not _COMPARISONS[operand.op](left, right):
                 return False
             left = right
         return True
+
+    def _spend_on(self, comparison: str, left: Any, right: Any) -> None:
+        """Count what a comparison looks at: both sides, but not what a name is looked up in,
+        nor what has another form than the other side."""
+        if comparison in ("in", "notin"):
+            self.spent(left)
+            if not isinstance(right, Mapping):
+                self.spent(right)
+        elif isinstance(left, _LONG) and isinstance(right, _LONG):
+            self.spent(left)
+            self.spent(right)
 
     def _tested(self, node: nodes.Test) -> bool:
         try:
@@ -419,6 +463,8 @@ class _Walk:
         value = self.of(inner)
         if node.name == "join":
             return self._joined(value, *given)
+        if node.name in ("int", "float"):  # of a text they read it all
+            self.spent(value)
         found = _FILTERS[node.name](value, *given)
         return self.spent(found) if isinstance(found, str) else found
 
@@ -434,13 +480,16 @@ def _member(value: Any, name: Any) -> Any:
     if isinstance(value, Mapping):
         if name in value:
             return value[name]
-        names = ", ".join(sorted(map(str, value))[:_NAMES_SHOWN])
-        raise _Unknown(f"there is no {name!r}; there are {names or 'no members'}")
+        raise _Unknown(lambda: f"there is no {name!r}; there are {_names_in(value)}")
     if isinstance(value, list) and isinstance(name, int) and not isinstance(name, bool):
         if -len(value) <= name < len(value):
             return value[name]
-        raise _Unknown(f"there is no element {name}; there are {len(value)}")
-    raise _Unknown(f"there is no {name!r} in {_kind(value)}")
+        raise _Unknown(lambda: f"there is no element {name}; there are {len(value)}")
+    raise _Unknown(lambda: f"there is no {name!r} in {_kind(value)}")
+
+
+def _names_in(value: Mapping[Any, Any]) -> str:
+    return ", ".join(sorted(map(str, value))[:_NAMES_SHOWN]) or "no members"
 
 
 def _kind(value: Any) -> str:

@@ -27,7 +27,7 @@ from typing import Any, Literal, Self, final
 
 DEADLINE_S = 30.0
 
-FaultKind = Literal["status", "hang", "drop", "cut", "drip"]
+FaultKind = Literal["status", "hang", "drop", "cut", "drip", "head"]
 
 
 @final
@@ -76,7 +76,8 @@ class Fault:
 
     status: it is answered so.  hang: not at all, until the server closes.  drop: the
     connection ends without an answer.  cut: it ends in the middle of one.  drip: the
-    answer comes a byte at a time, with spaces in front that never end.
+    answer comes a byte at a time, with spaces in front that never end.  head: it comes a
+    byte at a time from its first line on, and that never ends.
     """
 
     kind: FaultKind
@@ -283,11 +284,15 @@ def _handler(server: LlmServer) -> type[BaseHTTPRequestHandler]:
             self.close_connection = True
             if fault.kind == "hang":
                 server.hang()
-            elif fault.kind in ("cut", "drip"):
+            elif fault.kind in ("cut", "drip", "head"):
                 with contextlib.suppress(OSError):
                     self._begin(fault)
 
         def _begin(self, fault: Fault) -> None:
+            if fault.kind == "head":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+                self._drip(b"x")
+                return
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", "1000000")
@@ -295,8 +300,11 @@ def _handler(server: LlmServer) -> type[BaseHTTPRequestHandler]:
             if fault.kind == "cut":
                 self.wfile.write(b'{"id": "x", "choices": [{"message": {"content": "This is')
                 return
+            self._drip(b" ")
+
+        def _drip(self, byte: bytes) -> None:
             while not server.closing:
-                self.wfile.write(b" ")
+                self.wfile.write(byte)
                 server.pause(0.02)
 
         def _say(

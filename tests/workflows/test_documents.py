@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import threading
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from tests.workflows.papers import Paper, locked_pdf, papers, pdf_of
-from workflows.llm import documents
+from workflows.llm import confined
 from workflows.llm.documents import Document, Unreadable, one_line, read_document
 
 PLENTY = 1 << 20
@@ -80,16 +84,59 @@ def test_a_page_that_unpacks_to_far_more_than_it_is_worth_is_refused() -> None:
 
 
 def test_a_pdf_that_takes_too_much_time_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "PDF_CPU_S_MAX", 1)
+    monkeypatch.setattr(confined, "CPU_S_MAX", 1)
     endless = zlib.compress(b"BT /F 9 Tf (a) Tj ET\n" * 500_000)
     with pytest.raises(Unreadable, match="more time or memory"):
         pdf(_bare_pdf([endless], "/Filter /FlateDecode"))
 
 
 def test_a_pdf_whose_reader_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "PDF_SECONDS_MAX", 0.01)  # less than a process needs to begin
+    monkeypatch.setattr(confined, "SECONDS_MAX", 0.01)  # less than a process needs to begin
     with pytest.raises(Unreadable, match="within"):
         pdf(papers()[0].data)
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        pytest.param("a" * 200_000, "a" * 100, id="one word"),
+        pytest.param(
+            " ".join(rf"x{number}-\nx" for number in range(50_000)),
+            "x49998x x49999x",
+            id="many divided words",
+        ),
+    ],
+)
+def test_a_text_made_to_be_slow_is_tidied_within_the_limit(
+    text: str, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confined, "CPU_S_MAX", 10)  # seconds of one core; it needs one or two
+    found = pdf(_bare_pdf([f"BT /F 1 Tf 10 10 Td ({text}) Tj ET"]))
+    assert found.text.endswith(ends)
+
+
+def test_only_a_few_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = confined.AT_ONCE
+    together = threading.Barrier(count)
+    running: set[int] = set()
+    most = 0
+    real = subprocess.run
+
+    def run(*given: Any, **more: Any) -> Any:
+        nonlocal most
+        running.add(threading.get_ident())
+        most = max(most, len(running))
+        together.wait(60)  # as many as may are here at the same time
+        done = real(*given, **more)
+        running.discard(threading.get_ident())
+        return done
+
+    monkeypatch.setattr(subprocess, "run", run)
+    data = pdf_of(["Read me."])
+    with ThreadPoolExecutor(2 * count) as pool:
+        texts = [one.text for one in pool.map(lambda _: pdf(data), range(2 * count))]
+    assert texts == ["Read me."] * (2 * count)
+    assert most == count
 
 
 def test_running_heads_and_page_numbers_are_left_out() -> None:

@@ -70,6 +70,11 @@ def test_without_a_number_there_are_200_words() -> None:
     assert 160 <= _prose_words(extract("Summarize.", [source_of(papers()[0])])) <= 200
 
 
+def test_what_the_prompt_asks_for_may_stand_behind_a_long_text() -> None:
+    found = extract(f"Shorten this.\n\n{babble(300)}\n\nIn at most 50 words, please.")
+    assert found.output_words <= 50
+
+
 def test_thousands_may_have_a_comma() -> None:
     found = extract("In at most 1,000 words", [Source(babble(200))])
     assert 800 <= found.output_words <= 1000
@@ -128,7 +133,7 @@ def test_a_text_in_the_prompt_follows_the_instruction() -> None:
     "prompt", ["Write a poem about spring.", "{}", "[1, 2]", "\n\n", "[" * 9999]
 )
 def test_what_has_no_text_to_shorten_is_refused(prompt: str) -> None:
-    with pytest.raises(NothingToShorten, match="local/extractive"):
+    with pytest.raises(NothingToShorten):
         extract(prompt)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -199,12 +200,47 @@ def test_all_that_templates_give_together_has_a_limit(value: Any) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(
-            InvalidWorkflow, match="too long: the templates give more than 16777216"
+            InvalidWorkflow, match="too long: the templates give or compare more than 16777216"
         ):
             templates.render(value, LONG)
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "one",
+    ["2 in many", "'z' not in a", "many == many", "a < a", "'y' ~ '' in a", "n | int", "n | float"],
+)
+def test_what_is_compared_counts_too(one: str) -> None:
+    known = {"a": "x" * (1 << 20), "n": "0" * 4_000 + " " * (1 << 20), "many": [1] * (1 << 19)}
+    condition = " or ".join([f"({one}) == 'never'"] * 20)
+    templates.check_condition(condition)
+    templates.holds(one, known)
+    with pytest.raises(InvalidWorkflow, match="give or compare more than 16777216"):
+        templates.holds(condition, known)
+
+
+def test_what_cannot_be_alike_and_what_a_name_is_looked_up_in_cost_nothing() -> None:
+    rendering = templates.Rendering({"many": [1] * 100, "named": {"k": [1] * 100}}, bytes_max=50)
+    assert not rendering.holds("many == 1 or many == none")
+    assert rendering.holds("'k' in named and named.k")
+
+
+def test_what_is_not_there_is_told_only_to_whom_asks() -> None:
+    told = []
+
+    class Known(dict[str, Any]):
+        def __iter__(self) -> Iterator[str]:
+            told.append("names")
+            return super().__iter__()
+
+    known = Known(inner=Known(a=1))
+    assert templates.holds("b is undefined and inner.b is undefined", known)
+    assert templates.render_text("{{ inner.b | default(1) }}", known) == 1
+    assert told == []
+    with pytest.raises(InvalidWorkflow, match="there are a"):
+        templates.render_text("{{ inner.b }}", known)
 
 
 def test_texts_that_are_filled_in_one_by_one_share_a_limit() -> None:

@@ -6,6 +6,9 @@ they are put in the order in which they stood. Of several texts each gets its sh
 paragraph of its own, so that none is left out. No network, no training data, and the same
 answer to the same question.
 
+Nobody knows how long that takes for a text that was made to take long: it runs in a process of
+its own, see `text_process`, and `local` is the way there.
+
 Made for languages that put spaces between words. A text in another one, or a prompt that
 asks for anything else than a shorter text, gets sentences all the same: it is no mind.
 """
@@ -26,7 +29,6 @@ from sumy.nlp.stemmers import Stemmer
 from sumy.summarizers.lex_rank import LexRankSummarizer
 from sumy.utils import get_stop_words
 
-NAME: Final = "local/extractive"
 WORDS: Final = 200  # of an answer, when the prompt asks for no number
 WORDS_A_TEXT: Final = 120  # the same, where there are several texts to be put together
 WORDS_MAX: Final = 20_000
@@ -40,9 +42,11 @@ _WORDS_OF_A_PART: Final = 400  # what needs more than so many of each part takes
 _PRECISION: Final = 1e-4  # of the ranks; LexRank's own 0.1 stops before they differ
 _SAME: Final = 0.6  # share of common words from which two sentences say the same
 
+# Not from the middle of a longer number: time in proportion to the text, whatever it is.
 _ASKED_WORDS: Final = re.compile(
-    r"\b(\d{1,3}(?:,\d{3})+|\d{1,6})[ \u00a0-]?words?\b", re.IGNORECASE
+    r"(?<!\w)(?<!\d,)(\d{1,3}(?:,\d{3}){1,2}|\d{1,6})[ \u00a0-]?words?\b", re.IGNORECASE
 )
+_ASKED_CHARS: Final = 4 << 10  # of a prompt's beginning, and of its end, that say how long
 _WORD: Final = re.compile(r"[^\W\d_](?:[^\W_]|['\u2019-](?=\w))*")
 _SENTENCE_END: Final = re.compile(r"[.!?\u2026\u3002\uff01\uff1f][\"'\u201d\u2019\u00bb)\]]*$")
 _SENTENCE_WORDS_MIN: Final = 5
@@ -102,8 +106,10 @@ def extract(prompt: str, sources: Sequence[Source] = (), words_max: int = WORDS_
         sources = list(_sources_in(prompt))
     texts = [one for one in map(_Text.of, sources) if one.sentences]
     if not texts:
-        raise NothingToShorten(f"{NAME} shortens texts, and this call has none")
-    asked = _ASKED_WORDS.search(prompt)
+        raise NothingToShorten("there is no text to shorten")
+    asked = _ASKED_WORDS.search(prompt[:_ASKED_CHARS]) or _ASKED_WORDS.search(
+        prompt[-_ASKED_CHARS:]
+    )
     if asked is not None:
         words = int(asked[1].replace(",", ""))
     else:

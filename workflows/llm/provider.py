@@ -1,8 +1,9 @@
 """Asks an OpenAI-compatible server for a chat completion, within the limits of `[llm]`.
 
 Overload, silence and broken connections are met by the client's own retries, with backoff,
-or after as long as the server says; all tries of a call carry one Idempotency-Key. What is
-left is ToolFailed, which knows whether another attempt of the step may help.
+or after as long as the server says; all these tries carry one Idempotency-Key, since the answer
+may be there. One that came and is no good is asked for again with another, if there is one. What
+is left is ToolFailed, which knows whether another attempt of the step may help.
 
 An answer counts when it is whole: one that ended because it became too long is refused,
 unless the caller set `max_tokens` and so asked for it.
@@ -10,8 +11,11 @@ unless the caller set `max_tokens` and so asked for it.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from types import TracebackType
 from typing import Any, Final, cast, final
 from urllib.parse import urlsplit
 
@@ -51,17 +55,32 @@ class Provider:
         messages: list[dict[str, Any]],
         *,
         model: str,
-        key: str,
+        keys: Sequence[str],
         temperature: float | None = None,
         max_tokens: int | None = None,
     ) -> Answer:
-        """Its answer; raises ToolFailed."""
+        """Its answer, by the first key; by the next one where that gives none that is of use.
+
+        Raises ToolFailed.
+        """
+        given = {"temperature": temperature, "max_tokens": max_tokens}
+        reason = ""
+        for key in keys:
+            try:
+                completion = self._completion(messages, model, key, given)
+                return self._answer(completion, model, shortened=max_tokens is not None)
+            except _NoUse as error:
+                reason = str(error)
+        raise self._failed(reason, again=True)
+
+    def _completion(
+        self, messages: list[dict[str, Any]], model: str, key: str, given: dict[str, Any]
+    ) -> Any:
         settings = self._settings
         timeout_s = settings.timeout / SECOND_US
         limit_bytes = _ESCAPED * settings.answer_max + _AROUND_BYTES
-        given: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
-        bounds = _Bounds(timeout_s, limit_bytes)
         with (
+            _Bounds(timeout_s, limit_bytes) as bounds,
             httpx2.Client(
                 # What is behind a redirect is not what the operator wrote down.
                 follow_redirects=False,
@@ -77,7 +96,7 @@ class Provider:
             ) as client,
         ):
             try:
-                completion = client.chat.completions.create(
+                return client.chat.completions.create(
                     model=settings.model or model,
                     messages=cast(Any, messages),
                     extra_headers={"Idempotency-Key": key},
@@ -87,20 +106,19 @@ class Provider:
                 raise self._failed(f"an answer of over {limit_bytes} bytes") from None
             except openai.APIStatusError as error:
                 raise self._refused(error) from None
-            except openai.APITimeoutError:
-                raise self._failed(f"no answer within {timeout_s:g} s", again=True) from None
             except openai.APIConnectionError as error:
+                if bounds.over or isinstance(error, openai.APITimeoutError):
+                    raise self._failed(f"no answer within {timeout_s:g} s", again=True) from None
                 reason = f"cannot be reached: {error.__cause__ or error}"
                 raise self._failed(reason, again=True) from None
             except (openai.OpenAIError, ValueError) as error:
                 # ValueError: what says it is JSON and is none.
-                raise self._failed(f"no answer: {error}", again=True) from None
-        return self._answer(completion, model, shortened=max_tokens is not None)
+                raise _NoUse(f"no answer: {error}") from None
 
     def _answer(self, completion: Any, model: str, *, shortened: bool) -> Answer:
         # The client hands on whatever came, typed or not.
         if not isinstance(completion, ChatCompletion) or not completion.choices:
-            raise self._failed("what it said is no chat completion", again=True)
+            raise _NoUse("what it said is no chat completion")
         choice = completion.choices[0]
         # Its types promise what no server has to keep.
         message: Any = choice.message
@@ -110,7 +128,7 @@ class Provider:
         if refusal or reason == "content_filter":
             raise self._failed(f"it refuses to answer: {refusal or 'its content filter'}")
         if not isinstance(content, str) or not content.strip():
-            raise self._failed(f"an empty answer (finish_reason {reason})", again=True)
+            raise _NoUse(f"an empty answer (finish_reason {reason})")
         if reason == "length" and not shortened:
             raise self._failed("the answer was cut off at the limit of the model")
         # JSON can hold half of a character, which no file and no record can.
@@ -158,27 +176,90 @@ class _TooLong(openai.OpenAIError):
 
 
 @final
+class _NoUse(Exception):
+    """An answer came, and is of no use; another may be."""
+
+
+@final
 class _Bounds:
     """Ends answers that take too long or become too large: the client's own timeout is for
-    each piece, and a byte a minute would keep it waiting for ever. For one call at a time."""
+    each piece, and a byte a minute would keep it waiting for ever. For one call at a time.
+
+    At the deadline the connection is shut from outside, whatever is waited for on it then:
+    that the request goes out, the head of the answer, or the rest of it.
+    """
 
     def __init__(self, timeout_s: float, limit_bytes: int) -> None:
         self._timeout_s = timeout_s
         self._limit_bytes = limit_bytes
-        self._deadline = 0.0
+        self._socket: socket.socket | None = None  # tries may share a connection
+        self._deadline = _Deadline(0.0, lambda: None)
 
-    def begin(self, _request: httpx2.Request) -> None:
+    @property
+    def over(self) -> bool:
+        """Whether the time of the last try was over."""
+        return self._deadline.over
+
+    def begin(self, request: httpx2.Request) -> None:
         """Each try has its whole time."""
-        self._deadline = time.monotonic() + self._timeout_s
+        self._deadline.cancel()
+        self._deadline = _Deadline(self._timeout_s, self._shut)
+        request.extensions["trace"] = self._note
+        self._deadline.start()
 
     def put_on(self, response: httpx2.Response) -> None:
         stream = cast(httpx2.SyncByteStream, response.stream)
         response.stream = _BoundedStream(stream, self._deadline, self._limit_bytes)
 
+    def __enter__(self) -> _Bounds:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._deadline.cancel()
+
+    def _note(self, event: str, info: dict[str, Any]) -> None:
+        """Hears of each connection, and of the one that TLS makes of it."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._socket = info["return_value"].get_extra_info("socket")
+            if self.over:
+                self._shut()
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):  # closed meanwhile
+                # Past SSLSocket's own, which takes the encryption off a connection in use.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+@final
+class _Deadline:
+    """Calls once, from a thread of its own, when the time is over."""
+
+    def __init__(self, after_s: float, shut: Callable[[], None]) -> None:
+        self.over = False
+        self._shut = shut
+        self._timer = threading.Timer(after_s, self._end)
+        self._timer.daemon = True
+
+    def start(self) -> None:
+        self._timer.start()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def _end(self) -> None:
+        self.over = True
+        self._shut()
+
 
 @final
 class _BoundedStream(httpx2.SyncByteStream):
-    def __init__(self, inner: httpx2.SyncByteStream, deadline: float, limit_bytes: int) -> None:
+    def __init__(self, inner: httpx2.SyncByteStream, deadline: _Deadline, limit_bytes: int) -> None:
         self._inner = inner
         self._deadline = deadline
         self._limit_bytes = limit_bytes
@@ -189,9 +270,9 @@ class _BoundedStream(httpx2.SyncByteStream):
             size_bytes += len(piece)
             if size_bytes > self._limit_bytes:
                 raise _TooLong
-            if time.monotonic() > self._deadline:
-                raise httpx2.ReadTimeout("the answer takes too long")
             yield piece
+        if self._deadline.over:  # it may be that it did not end, but was ended
+            raise httpx2.ReadTimeout("the answer takes too long")
 
     def close(self) -> None:
         self._inner.close()

@@ -3,7 +3,11 @@
 The provider is `[llm] base_url`. Without one, and for whoever asks for the model by its name,
 `local/extractive` answers, and the result says so: no model is passed off as another.
 
-A step that is begun again after a crash asks again, with the same Idempotency-Key.
+A step that is begun again after a crash or a silence asks again with the same Idempotency-Key,
+so that a provider which knows such keys gives the answer that got lost. An answer that came and
+was no good it would give again as well: then, and only then, the step goes on to its next key.
+Which keys were used is written nowhere. Each attempt begins with the first, finds there what the
+ones before found, and may go one further than they did.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import Any, Final
 
 from cas.config import LlmSettings
 from cas.errors import InvalidWorkflow, ToolFailed
+from workflows.llm import local
 from workflows.llm.answer import Answer
 from workflows.llm.attachments import Attachments, parse_attachments
 from workflows.tools.arguments import Arguments
@@ -20,8 +25,8 @@ from workflows.tools.calling import Calling
 
 TOOL: Final = "tools.llm.call"
 LOCAL: Final = "local"
-LOCAL_MODEL: Final = "local/extractive"
 _TEMPERATURE_MAX: Final = 2.0
+_KEYS_MAX: Final = 4  # of one step: who answers badly so often will not do better
 
 
 def call(
@@ -51,7 +56,7 @@ def call(
     if max_tokens is not None and max_tokens < 1:
         raise InvalidWorkflow(TOOL, "max_tokens: at least 1")
     attached = Attachments(TOOL, parse_attachments(TOOL, attachments), calling.place, settings)
-    if not settings.base_url or model == LOCAL_MODEL:
+    if not settings.base_url or model == local.NAME:
         provider, answer = LOCAL, _local(attached, prompt, settings, max_tokens)
     else:
         provider, answer = _asked(calling, attached, prompt, system, model, temperature, max_tokens)
@@ -68,21 +73,9 @@ def call(
 def _local(
     attached: Attachments, prompt: str, settings: LlmSettings, max_tokens: int | None
 ) -> Answer:
-    # numpy and all of LexRank take a good part of a second, and half of the machines that run
-    # workflows need the client below in their place.
-    from workflows.llm import extractive
-
     documents = attached.documents()
     _check_size(settings, [prompt, *(one.text for one in documents)])
-    sources = [extractive.Source(one.text, one.title) for one in documents]
-    # A token is a word at most.
-    words_max = extractive.WORDS_MAX if max_tokens is None else max_tokens
-    try:
-        found = extractive.extract(prompt, sources, words_max)
-    except extractive.NothingToShorten as error:
-        raise ToolFailed(TOOL, f"{error}; [llm] base_url names a provider for all else") from None
-    usage = {"input_words": found.input_words, "output_words": found.output_words}
-    return Answer(found.content, LOCAL_MODEL, "stop", usage)
+    return local.ask(TOOL, prompt, documents, max_tokens)  # a token is a word at most
 
 
 def _asked(
@@ -94,7 +87,8 @@ def _asked(
     temperature: float | None,
     max_tokens: int | None,
 ) -> tuple[str, Answer]:
-    from workflows.llm.provider import Provider  # see `_local`
+    # Its client takes a good part of a second to import, and not every machine asks a provider.
+    from workflows.llm.provider import Provider
 
     settings = calling.settings.llm
     content = attached.content(prompt)
@@ -105,15 +99,21 @@ def _asked(
         messages.insert(0, {"role": "system", "content": system})
     provider = Provider(TOOL, settings)
     answer = provider.ask(
-        messages, model=model, key=_key(calling), temperature=temperature, max_tokens=max_tokens
+        messages, model=model, keys=_keys(calling), temperature=temperature, max_tokens=max_tokens
     )
     return provider.name, answer
 
 
-def _key(calling: Calling) -> str:
-    """The same for each attempt of a step; hashed, since names of runs are nobody's business."""
-    key = calling.key("llm.call")
-    return hashlib.sha256(f"{calling.tenant_id}/{key.scope}/{key.name}".encode()).hexdigest()
+def _keys(calling: Calling) -> list[str]:
+    """The same for each attempt of a step, and one more for each; hashed, since names of runs
+    are nobody's business."""
+    count = max(1, min(calling.attempt, _KEYS_MAX))
+    names = ["llm.call", *(f"llm.call/{number}" for number in range(2, count + 1))]
+    keys = [calling.key(name) for name in names]
+    return [
+        hashlib.sha256(f"{calling.tenant_id}/{key.scope}/{key.name}".encode()).hexdigest()
+        for key in keys
+    ]
 
 
 def _check_size(settings: LlmSettings, texts: list[str]) -> None:
