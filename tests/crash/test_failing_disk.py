@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tests.crash.rounds import IndexIs, change_index, copy_root
 from tests.crash.steps import FailingDisk, StepDisk
 from tests.crash.test_kill import BEFORE, SCENARIOS
 from tests.crash.victims import Report, Victim
+from tests.mounts import fill, mounted
 
 WRITES = [f"w-{number}" for number in range(4)]
 
@@ -176,33 +176,8 @@ SMALL_DISK_BYTES = 96 << 20
 @pytest.fixture
 def small_disk(root: Path, program: Callable[[str], str]) -> Iterator[Path]:
     """An ext4 of its own on a loop device; skipped where this user may not mount."""
-    image, folder = root / "image", root / "mounted"
-    folder.mkdir()
-    with image.open("wb") as file:
-        file.truncate(SMALL_DISK_BYTES)
-    subprocess.run([program("mkfs.ext4"), "-q", "-m", "0", image], check=True)
-    mounted = subprocess.run(
-        [program("mount"), "-o", "loop", image, folder], check=False, capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run([program("umount"), "--lazy", folder], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Somebody else takes every byte that is left."""
-    hog = folder / "hog"
-    subprocess.run(["dd", "if=/dev/zero", f"of={hog}", "bs=64K"], check=False, capture_output=True)
-    # The last bytes, too small for a whole block of the above.
-    subprocess.run(
-        ["dd", "if=/dev/zero", f"of={hog}", "bs=512", "oflag=append", "conv=notrunc"],
-        check=False,
-        capture_output=True,
-    )
-    return hog
+    with mounted(root, SMALL_DISK_BYTES, program, ext4=True) as disk:
+        yield disk
 
 
 ROOMY = CatalogSettings(lock_wait_s=10)

@@ -7,10 +7,10 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
-from types_boto3_s3 import S3Client
 
 from tests.s3.ceph import Bucket
 from tests.s3.fault_proxy import (
@@ -29,6 +29,9 @@ from tests.s3.fault_proxy import (
     good,
     only,
 )
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
 
 DATA = bytes(range(256)) * 1_000
 
