@@ -28,8 +28,9 @@ import msgspec
 
 from bench.corpus import MIB
 from cas.clock import SystemClock
-from cas.config import Settings, StoreSettings, load_settings
+from cas.config import Settings, StoreSettings
 from cas.keys import load_keys
+from cas.setting_sources import load_settings
 from gateway.auth import ADMIN, Tokens
 from gateway.body import body_of
 from gateway.wsgi import Server

@@ -3,7 +3,8 @@
     pending → approved | rejected | cancelled | expired
 
 The end and its event are one transaction (invariant 6), and there is one end: whoever comes
-second is told of the first (`workflows.approvals`).
+second is told of the first (`workflows.approvals`). What was not mailed by then is not mailed
+any more: its links would decide nothing.
 
 The event names the run and the approval's key, and not the approval: so of one key in one run
 one approval is pending at a time, and what the one before it came to is told to nobody who
@@ -16,9 +17,10 @@ from typing import Final
 
 import msgspec
 
-from cas.catalog import Transaction
+from cas.catalog import Snapshot, Transaction
 from cas.clock import rfc3339
 from cas.dating import postponed
+from cas.deliveries import call_off
 from cas.errors import ApprovalKeyTaken
 from cas.events import REMEMBERED_US, append_event, topic
 from cas.records import APPROVED, EXPIRED, PENDING, Approval, Event
@@ -39,6 +41,20 @@ def approval_as_of(approval: Approval, now_us: int) -> Approval:
     if approval.expires_at <= now_us:
         return msgspec.structs.replace(approval, status=EXPIRED)
     return approval
+
+
+def ended_of(snapshot: Snapshot, approval_id: str, now_us: int) -> str:
+    """Why no mail is to ask for this approval at `now_us` (catalog time), for people to read;
+    "": it is pending."""
+    found = snapshot.get(Approval, approval_id)
+    if found is None:
+        return ""  # not an approval's
+    status = approval_as_of(found, now_us).status
+    return "" if status == PENDING else _why_unsent(status)
+
+
+def _why_unsent(status: str) -> str:
+    return f"the approval is {status} already"
 
 
 def take_key(
@@ -90,6 +106,7 @@ def close_approval(
         forget_at=txn.now_us + keep_us,
     )
     txn.replace(closed)
+    call_off(txn, closed.tenant_id, closed.approval_id, _why_unsent(status))
     append_event(
         txn,
         closed.tenant_id,

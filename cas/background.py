@@ -1,31 +1,24 @@
 """How the background process is, for whoever shares ROOT with it.
 
-    ROOT/REPLICATOR           a record lock on its first byte: held while it runs
-    ROOT/replicator.status    JSON, replaced every few seconds: when, and how its jobs are
-
-The lock belongs to the open file (F_OFD_SETLK), so that a kill releases it and a look at it
-takes nothing: a look must never be what keeps a process from its place.
+ROOT/REPLICATOR           a lock (`cas.alone`): held while it runs
+ROOT/replicator.status    JSON, replaced every few seconds: when, and how its jobs are
 """
 
 from __future__ import annotations
 
-import fcntl
-import struct
 from pathlib import Path
 from typing import Final, final
 
 import msgspec
 
+from cas.alone import is_held
+from cas.beats import SILENT_US_MAX, last_beat
 from cas.clock import SECOND_US
-from cas.durable import opened
 
 PLACE: Final = "REPLICATOR"
 HEARTBEAT: Final = "replicator.status"
-SILENT_US_MAX: Final = 60 * SECOND_US
 FAILURES_MAX: Final = 3  # in a row
 STEP_US_MAX: Final = 600 * SECOND_US  # a step that takes longer stands still
-
-_FLOCK: Final = "@hhqqi0q"  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 
 @final
@@ -127,7 +120,7 @@ class Background(msgspec.Struct, frozen=True):
 
 def background_of(root: Path, now_us: int) -> Background:
     """Look at the process that works on `root`, if any does; takes nothing, holds nobody up."""
-    beat = _last_beat(root)
+    beat = last_beat(root / HEARTBEAT, Heartbeat)
     if beat is None:
         return Background(runs(root), None)
     found = [(job.name, job.trouble(now_us)) for job in beat.jobs]
@@ -135,35 +128,6 @@ def background_of(root: Path, now_us: int) -> Background:
     return Background(runs(root), max(0, now_us - beat.at), beat, failing)
 
 
-def take_place(fd: int) -> bool:
-    """Be the background process until `fd`, the open REPLICATOR, is closed everywhere.
-
-    False, at once, while another one is.
-    """
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _lock())
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _last_beat(root: Path) -> Heartbeat | None:
-    try:
-        return msgspec.json.decode((root / HEARTBEAT).read_bytes(), type=Heartbeat)
-    except (OSError, msgspec.MsgspecError):
-        return None
-
-
 def runs(root: Path) -> bool:
     """Whether a process has the place: it works on `root`, starts, or ends."""
-    try:
-        with opened(root / PLACE) as fd:
-            found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _lock())
-    except FileNotFoundError:
-        return False
-    kind: int = struct.unpack(_FLOCK, found)[0]
-    return kind != fcntl.F_UNLCK
-
-
-def _lock() -> bytes:
-    return struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 1, 0)
+    return is_held(root / PLACE)

@@ -29,6 +29,7 @@ from cas.records import (
     Partial,
     PendingUpload,
     Run,
+    Secret,
     StoredFile,
     Subscription,
     Webhook,
@@ -49,7 +50,7 @@ class Dated(msgspec.Struct, frozen=True):
     files: int = 0
     uploads: int = 0
     partials: int = 0
-    workflows: int = 0  # events, waits, approvals, webhooks, and keys of what is done once
+    workflows: int = 0  # events, waits, approvals, webhooks, secrets, keys of what is done once
 
     def __bool__(self) -> bool:
         return bool(self.files or self.uploads or self.partials or self.workflows)
@@ -160,7 +161,7 @@ def _dated_upload(upload: PendingUpload, now_us: int) -> PendingUpload:
     return msgspec.structs.replace(upload, open_until=upload.expires_at, undated_at=None)
 
 
-_OF_WORKFLOWS: Final = (Event, Once, Subscription, Approval, Webhook, Run)
+_OF_WORKFLOWS: Final = (Event, Once, Subscription, Approval, Webhook, Run, Secret)
 
 
 def _date_workflows(txn: Transaction, limit: int) -> int:
@@ -172,6 +173,7 @@ def _date_workflows(txn: Transaction, limit: int) -> int:
     waits = txn.range(Subscription, "undated", limit=limit)
     approvals = txn.range(Approval, "undated", limit=limit)
     runs = txn.range(Run, "undated", limit=limit)
+    secrets = txn.range(Secret, "undated", limit=limit)
     for event in events:
         txn.replace(msgspec.structs.replace(postponed(event, now_us), undated_at=None))
     for key in keys:
@@ -184,7 +186,9 @@ def _date_workflows(txn: Transaction, limit: int) -> int:
         txn.replace(_dated(approval, now_us, is_open=approval.status == PENDING))
     for run in runs:
         txn.replace(_dated_run(run, now_us))
-    counted = (events, keys, webhooks, waits, approvals, runs)
+    for secret in secrets:
+        txn.replace(_dated_secret(secret, now_us))
+    counted = (events, keys, webhooks, waits, approvals, runs, secrets)
     return sum(len(dated) for dated in counted)
 
 
@@ -196,6 +200,13 @@ def _dated_run(run: Run, now_us: int) -> Run:
         return msgspec.structs.replace(run, undated_at=None)
     forget_at = now_us + run.forget_at - run.undated_at
     return msgspec.structs.replace(run, forget_at=forget_at, undated_at=None)
+
+
+def _dated_secret(secret: Secret, now_us: int) -> Secret:
+    if secret.old_until is None or secret.undated_at is None:
+        return msgspec.structs.replace(secret, undated_at=None)
+    old_until = now_us + secret.old_until - secret.undated_at
+    return msgspec.structs.replace(secret, old_until=old_until, undated_at=None)
 
 
 def _dated_wait(wait: Subscription, now_us: int, seq: int) -> Subscription:

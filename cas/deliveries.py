@@ -1,9 +1,10 @@
 """Deliveries: messages that must reach somebody outside, such as the callback of an upload or
 the mail that asks for a decision.
 
-    waiting → done      the receiver took it (2xx; of SMTP, 250)
-            → failed    it said "never again" (410; a refused address), or was given up after
-                        `give_up_after`
+    waiting → done        the receiver took it (2xx; of SMTP, 250)
+            → failed      it said "never again" (410; a refused address), or was given up after
+                          `give_up_after`
+            → cancelled   what it speaks of is over, so nobody needs it any more
 
 A delivery is recorded in the transaction of the change it speaks of (invariant 6), so what
 happened is told even when everything is killed a moment later. The background process sends
@@ -11,7 +12,7 @@ it, and records what came of every attempt. An attempt whose record was lost is 
 a receiver may get a message twice, always with the same `delivery_id`, and never not at all.
 
 What is sent is a record of its own, written once, so that an attempt journals but what
-changes and nobody who counts or lists reads it.
+changes and nobody who counts or lists reads it. That of a mail is sealed: its links decide.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from typing import Any, Final, final
 
 import msgspec
 
-from cas.catalog import Catalog, Key, Snapshot, Transaction
+from cas.catalog import Catalog, Key, Snapshot, Transaction, pages
 from cas.clock import DAY_US, HOUR_US, SECOND_US
 from cas.errors import NotFound
 from cas.identifiers import first_id, new_id
 from cas.listing import Page, newest
-from cas.records import DONE, FAILED, WAITING, Delivery, DeliveryPayload
+from cas.records import CANCELLED, DONE, FAILED, WAITING, Delivery, DeliveryPayload
 from cas.references import check_segment
+from cas.sealing import Names, Ring, is_sealed, seal, unseal
 
 CALLBACK: Final = "callback"
 MAIL: Final = "mail"  # its target is an address, its payload a mail: see `workflows.mails`
@@ -47,6 +49,7 @@ _NEVER_AGAIN: Final = 410  # "Gone": how a receiver ends what it no longer wants
 _ERROR_CHARS_MAX: Final = 300
 _PAGE: Final = 500  # records read at a time, of some 300 bytes each
 _BATCH: Final = 500  # deliveries a transaction: a few ms of the writer lock
+_SEALED_BATCH: Final = 50  # mails a transaction, of up to 30 KB each
 _ACTOR: Final = "deliveries"
 
 _encode = msgspec.json.Encoder().encode
@@ -59,11 +62,15 @@ def enqueue(
     subject: str,
     target: str,
     payload: dict[str, Any],
+    *,
+    ring: Ring | None = None,
 ) -> Delivery:
     """Record a message inside the transaction of what it speaks of; due at once.
 
     `subject` is what it speaks of (an upload's identifier), `target` a URL, or an address
     where `kind` is MAIL. The payload is stored as JSON: every attempt sends the same bytes.
+    With a `ring`, `Keys.secrets`, it is sealed: neither the journal nor where that is shipped
+    to tells what is sent.
     """
     delivery = Delivery(
         delivery_id=new_id(txn.now_us),
@@ -76,8 +83,32 @@ def enqueue(
         next_attempt_at=txn.now_us,
     )
     txn.insert(delivery)
-    txn.insert(DeliveryPayload(delivery.delivery_id, _encode(payload)))
+    sent = _encode(payload)
+    if ring is not None:
+        sent = seal(ring, _names(delivery), sent)
+    txn.insert(DeliveryPayload(delivery.delivery_id, sent))
     return delivery
+
+
+def call_off(txn: Transaction, tenant_id: str, subject: str, why: str) -> None:
+    """Send nothing more of what waits for one subject, inside the transaction that ends it.
+
+    What is on its way at this moment may still arrive, and is `done` then.
+    """
+    for page in pages(txn, Delivery, "subject", (tenant_id, subject)):
+        for delivery in page:
+            if delivery.status == WAITING:
+                txn.replace(_called_off(delivery, why, txn.now_us))
+
+
+def _called_off(delivery: Delivery, why: str, now_us: int) -> Delivery:
+    return msgspec.structs.replace(
+        delivery, status=CANCELLED, next_attempt_at=None, last_error=why, done_at=now_us
+    )
+
+
+def _names(delivery: Delivery) -> Names:
+    return delivery.kind, delivery.tenant_id, delivery.delivery_id
 
 
 @final
@@ -158,13 +189,15 @@ class Outcome(msgspec.Struct, frozen=True):
 
     `status` is that of the HTTP or SMTP answer, None when none came; `error` says in words what was
     wrong, for the tenant to read, "" when nothing was. `retry_after_us` is what the receiver
-    asked for. `hopeless` tells that no later attempt can end otherwise.
+    asked for. `hopeless` tells that no later attempt can end otherwise, `unwanted` that none
+    was made, since what it speaks of is over.
     """
 
     status: int | None
     error: str = ""
     retry_after_us: int | None = None
     hopeless: bool = False
+    unwanted: bool = False
 
     @property
     def taken(self) -> bool:
@@ -202,9 +235,15 @@ def waiting_tenant(snapshot: Snapshot, after: str = "") -> str | None:
 
 
 def payload_of(snapshot: Snapshot, delivery_id: str) -> bytes | None:
-    """What a delivery sends, JSON; None when it is gone meanwhile."""
+    """What a delivery sends, JSON or sealed; None when it is gone meanwhile."""
     record = snapshot.get(DeliveryPayload, delivery_id)
     return record.payload if record else None
+
+
+def opened_payload(delivery: Delivery, payload: bytes, ring: Ring) -> bytes | None:
+    """The JSON of what a delivery sends, also where it was recorded before it was sealed; None
+    where no key of `ring`, `Keys.secrets`, opens it."""
+    return unseal(ring, _names(delivery), payload) if is_sealed(payload) else payload
 
 
 def record_attempt(
@@ -222,7 +261,10 @@ def record_attempt(
 
     def change(txn: Transaction) -> Delivery | None:
         delivery = txn.get(Delivery, delivery_id)
-        if delivery is None or delivery.status != WAITING:
+        if delivery is None or not (
+            delivery.status == WAITING
+            or (delivery.status == CANCELLED and outcome.taken)  # it was on its way just then
+        ):
             return None
         delivery = after_attempt(
             delivery, outcome, txn.now_us, give_up_after_us=give_up_after_us, jitter=jitter
@@ -241,6 +283,8 @@ def after_attempt(
     It is given up when its patience is spent. That is counted in the delays, not by the
     clock: a store that was down for a week has not tried for a week.
     """
+    if outcome.unwanted:
+        return _called_off(delivery, outcome.error, now_us)
     attempts = delivery.attempts + 1
     delay_us = _delay_us(attempts)
     status, next_attempt_at, done_at = WAITING, None, None
@@ -347,6 +391,34 @@ def _forget(catalog: Catalog, delivery_ids: list[str], now_us: int) -> int:
         return len(over)
 
     return catalog.write(change, actor=_ACTOR)
+
+
+def reseal_mails(catalog: Catalog, ring: Ring) -> None:
+    """Seal by the newest key what is mailed, or may be sent again; durable on return.
+
+    What no key opens is left as it is. Safe to stop anywhere and to repeat.
+    """
+    with catalog.read() as snapshot:
+        names = [
+            delivery.delivery_id
+            for page in pages(snapshot, Delivery)
+            for delivery in page
+            if delivery.kind == MAIL
+        ]
+    for start in range(0, len(names), _SEALED_BATCH):
+
+        def change(
+            txn: Transaction, chunk: list[str] = names[start : start + _SEALED_BATCH]
+        ) -> None:
+            for name in chunk:
+                delivery, record = txn.get(Delivery, name), txn.get(DeliveryPayload, name)
+                if delivery is None or record is None or not is_sealed(record.payload):
+                    continue
+                payload = opened_payload(delivery, record.payload, ring)
+                if payload is not None:
+                    txn.replace(DeliveryPayload(name, seal(ring, _names(delivery), payload)))
+
+        catalog.write(change, actor=_ACTOR)
 
 
 def _is_over(delivery: Delivery, now_us: int) -> bool:

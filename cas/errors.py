@@ -21,6 +21,8 @@ them to a status and a stable code, `cas/cli.py` maps them to exit codes.
     ├── StoreFull                   no space, with numbers
     ├── QuotaExceeded               no more of this tenant, with numbers
     │   └── LinkQuotaExceeded
+    ├── TooManyRuns                 as many runs of this tenant are open as may be
+    ├── TooManyHeld                 as much of its events is kept for later waits as may be
     ├── BlobUnavailable             the record is here, good bytes are not
     │   └── BlobMissing  BlobDamaged  BlobElsewhere
     ├── CopyUnconfirmed             stored here, but not known to be at the bucket yet
@@ -395,6 +397,29 @@ class QuotaExceeded(BlobcaskError):
 
 class LinkQuotaExceeded(QuotaExceeded):
     """The same for the holder of an upload token, who may not know the tenant's numbers."""
+
+
+class TooManyRuns(BlobcaskError):
+    """`open` runs of the tenant have not ended, and `limit` may; nothing was begun."""
+
+    def __init__(self, limit: int, open: int) -> None:  # noqa: A002
+        super().__init__(f"{open} runs have not ended, of {limit} that may be open at once")
+        self.limit = limit
+        self.open = open
+
+
+class TooManyHeld(BlobcaskError):
+    """The tenant's events that are kept for later waits have `held_bytes` of `limit_bytes`, and
+    one of `needed_bytes` has no room beside them; nothing was kept."""
+
+    def __init__(self, limit_bytes: int, held_bytes: int, needed_bytes: int) -> None:
+        super().__init__(
+            f"{held_bytes} bytes of events are held, of {limit_bytes} that may be; "
+            f"{needed_bytes} more are needed"
+        )
+        self.limit_bytes = limit_bytes
+        self.held_bytes = held_bytes
+        self.needed_bytes = needed_bytes
 
 
 class BlobUnavailable(BlobcaskError):

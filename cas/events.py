@@ -12,13 +12,16 @@ wait; an event that was posted is open only where it is to be held, and for one 
 One that speaks of a run is for the waits of that run alone, and is there for as long as the
 run is open.
 
-Waits are of steps, or of clients that ask by a name of their own. A client keeps nothing from
-a run: what it was told, the steps of the run that it asked about still get, and where a step
-comes to wait with a correlation key that a client waits with, the client's wait is over.
+Waits are of steps, or of clients that ask by a name of their own, or by none. A client keeps
+nothing from a run: what it was told, the steps of the run that it asked about still get, and
+where a step comes to wait with a correlation key that a client waits with, the client's wait is
+over.
 
 Who gets an event is written in the transaction of the event, by all writers one after the
 other. So no topic has more than TOPIC_WAITS_MAX waits, of which clients can take half, and no
 tenant's clients have more than CLIENT_WAITS_MAX.
+
+What is open to later waits counts for its tenant, and there is a limit to what others may add.
 
 What wakes who waits is a doorbell and may be lost or rung twice: the event is in the catalog,
 `claim` reads it, and reads the same one each time.
@@ -28,7 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -40,28 +43,29 @@ from cas.errors import (
     KeyReused,
     NoWaitingWorkflow,
     SubscriptionTaken,
+    TooManyHeld,
     TooManyWaiters,
 )
 from cas.identifiers import new_id
 from cas.records import Event, Mark, Run, Subscription
-from cas.totals import waits_for, waits_of
+from cas.totals import held_of, waits_for, waits_of
 
 # How long a wait that ended is remembered, so that who asks again after a crash is told the
 # same: a runner that is down for longer begins its wait anew.
 REMEMBERED_US: Final = 30 * DAY_US
-# The same, where a client waited in vain: there is nothing to tell it again.
+# The same, where a client waited in vain, or cannot ask again: there is nothing to tell it.
 IN_VAIN_US: Final = 300 * SECOND_US
 # Of one topic: an event that is given to so many takes a second, in which nobody else writes.
 TOPIC_WAITS_MAX: Final = 10_000
 CLIENT_WAITS_MAX: Final = 20_000  # of a tenant, unclaimed
 
 NAME_CHARS_MAX: Final = 255
-RESERVED: Final = ("upload_", "approval_")
+OF_STORE: Final = ("upload_", "approval_")
+RESERVED: Final = (*OF_STORE, "webhook_")
 
 _ACTOR: Final = "events"
 _BATCH: Final = 500  # events a transaction
 _PAGE: Final = 200  # events looked at, at once, for one that a run has not had
-_ALL: Final = 2 * TOPIC_WAITS_MAX
 _encode = msgspec.json.Encoder().encode
 
 
@@ -77,16 +81,18 @@ def subscription_id(tenant_id: str, run: str, step: str) -> str:
     return hashlib.sha256(b"subscription\0" + named).hexdigest()[:32]
 
 
-def check_event_name(event_name: str, *, posted: bool = False) -> None:
+def check_event_name(event_name: str, *, posted: bool = False, of_webhook: bool = False) -> None:
     """Pass a name that an event can have; raises InvalidRequest.
 
     `posted`: by somebody outside. Names of the store's own events are not for them: whoever
-    may post events could approve in the name of others.
+    may post events could approve in the name of others, or tell what nobody signed.
+    `of_webhook`: what is told by its calls, which are signed.
     """
     _check_text("event_name", event_name)
-    if posted and event_name.startswith(RESERVED):
+    reserved = RESERVED if posted else OF_STORE if of_webhook else ()
+    if event_name.startswith(reserved):
         raise InvalidRequest(
-            "event_name", f"names that begin with {' or '.join(RESERVED)} are the store's own"
+            "event_name", f"names that begin with {' or '.join(reserved)} are the store's own"
         )
 
 
@@ -130,11 +136,12 @@ def post(
     *,
     hold_us: int | None = None,
     keep_us: int = REMEMBERED_US,
+    held_bytes_max: int = 0,
 ) -> tuple[Event, int]:
     """Record an event that somebody outside posted; see `publish`.
 
     With `hold_us` it is kept so long for the first wait that begins later, where none is
-    there. Raises NoWaitingWorkflow where none is and it is not to be held.
+    there. Raises NoWaitingWorkflow where none is and it is not to be held; TooManyHeld.
     """
     return publish(
         txn,
@@ -146,6 +153,7 @@ def post(
         once=hold_us is not None,
         keep_us=keep_us,
         for_waits_only=hold_us is None,
+        held_bytes_max=held_bytes_max,
     )
 
 
@@ -161,16 +169,19 @@ def publish(
     once: bool = False,
     keep_us: int = REMEMBERED_US,
     for_waits_only: bool = False,
+    held_bytes_max: int = 0,
 ) -> tuple[Event, int]:
     """Record an event and give it to all that wait for it; returns how many those were.
-    Raises NoWaitingWorkflow where there are none and it is `for_waits_only`.
+    Raises NoWaitingWorkflow where there are none and it is `for_waits_only`; TooManyHeld where
+    it would be open to later waits, and the tenant's that are had more than `held_bytes_max`
+    with it (0: no limit).
 
     `open_us`: for how long a wait that begins later gets it too; None: not at all. With
     `once` it is open to one wait only, and to none where one has got it already. One that is
     never open is kept for `keep_us`; any is kept for as long as a wait that got it.
     """
     about = topic(tenant_id, event_name, correlation_key)
-    waits = _waiting(txn, about, run)
+    waits = list(_waiting(txn, about, run))
     if for_waits_only and not waits:
         raise NoWaitingWorkflow(event_name)
     used_up = once and any(_uses_up(run, wait) for wait in waits)
@@ -190,17 +201,31 @@ def publish(
         undated_at=_undated(txn),
         seq=_frame(txn),
     )
+    if still_open and held_bytes_max:
+        held_bytes = held_of(txn, tenant_id)
+        if held_bytes + event.size_bytes > held_bytes_max:
+            raise TooManyHeld(held_bytes_max, held_bytes, event.size_bytes)
     txn.insert(event)
     for wait in waits:
         txn.replace(given(txn, wait, event.event_id))
     return event, len(waits)
 
 
-def _waiting(txn: Transaction, about: str, run: str, limit: int = _ALL) -> list[Subscription]:
+def _waiting(txn: Transaction, about: str, run: str) -> Iterator[Subscription]:
     """Those who wait for a topic, of `run` or of any, the first to end first; not those whose
-    time is over, whether they have noticed or not, which cost nothing here."""
+    time is over, whether they have noticed or not, which cost nothing here, nor those of a run
+    that has ended, which may be there still (`cas.endings`)."""
     index, prefix = ("waiting_run", (about, run)) if run else ("waiting", (about,))
-    return txn.range(Subscription, index, prefix, after=(txn.now_us,), limit=limit)
+    ended: dict[str, bool] = {}
+    after: tuple[int | str, ...] = (txn.now_us,)
+    while page := txn.range(Subscription, index, prefix, after=after, limit=_PAGE):
+        for wait in page:
+            of_run = wait.workflow_run_id
+            if of_run not in ended:
+                ended[of_run] = has_run_ended(txn, wait.tenant_id, of_run)
+            if not ended[of_run] or wait.of_client:
+                yield wait
+        after = (page[-1].lapses_at, page[-1].subscription_id)
 
 
 def is_waiting(wait: Subscription) -> bool:
@@ -216,6 +241,8 @@ def is_over(wait: Subscription, now_us: int) -> bool:
 def given(txn: Transaction, wait: Subscription, event_id: str | None) -> Subscription:
     """The wait with its event, or with none because its time is over; not yet claimed."""
     in_vain = event_id is None
+    # Its request, which alone can ask, does so at once, unless its process was killed.
+    briefly = wait.of_client and (in_vain or wait.nameless)
     return msgspec.structs.replace(
         wait,
         waiting_for=None,
@@ -224,7 +251,7 @@ def given(txn: Transaction, wait: Subscription, event_id: str | None) -> Subscri
         open_until=None,
         event_id=event_id,
         delivered_at=txn.now_us,
-        forget_at=txn.now_us + IN_VAIN_US if in_vain and wait.of_client else None,
+        forget_at=txn.now_us + IN_VAIN_US if briefly else None,
         # How long it is kept for who has not claimed it counts from now, too.
         undated_at=_undated(txn),
         seq=_frame(txn),
@@ -298,10 +325,14 @@ def _make_way(txn: Transaction, keyed: str, wait: Subscription) -> None:
     """Have this correlation key free for a wait; raises SubscriptionTaken.
 
     One past its time keeps nobody from waiting, nor does a client keep a run from it, which
-    would fail there for ever. What it was given stays its own, though.
+    would fail there for ever. What it was given stays its own, though. One of a run that has
+    ended is over with it.
     """
     holder = txn.find(Subscription, "keyed", keyed)
     if holder is None or holder.subscription_id == wait.subscription_id:
+        return
+    if not holder.of_client and has_run_ended(txn, holder.tenant_id, holder.workflow_run_id):
+        drop(txn, holder)
         return
     ended = holder.undated_at is None and (holder.expires_at or txn.now_us + 1) <= txn.now_us
     if not ended and not (holder.of_client and not wait.of_client):
@@ -372,6 +403,13 @@ def is_run_open(snapshot: Snapshot, tenant_id: str, run_id: str) -> bool:
     return run is not None and run.tenant_id == tenant_id and run.open is not None
 
 
+def has_run_ended(snapshot: Snapshot, tenant_id: str, run_id: str) -> bool:
+    """Whether this is a run of that tenant which has ended: its waits are over, whatever their
+    records say. What is no run has no end."""
+    run = snapshot.get(Run, run_id)
+    return run is not None and run.tenant_id == tenant_id and run.open is None
+
+
 def claim(txn: Transaction, wait: Subscription, keep_us: int = REMEMBERED_US) -> Subscription:
     """Take what the wait was given (or that its time is over); once more changes nothing
     (invariant 13).
@@ -402,44 +440,46 @@ def claim(txn: Transaction, wait: Subscription, keep_us: int = REMEMBERED_US) ->
 def drop(txn: Transaction, wait: Subscription) -> None:
     """Remove a wait. A held event that nobody else may have, and that it has not claimed, is
     there for others again."""
+    event = _only_for(txn, wait)
     txn.delete(wait)
-    if wait.event_id is None or wait.claimed_at is not None:
-        return
-    event = txn.get(Event, wait.event_id)
-    if event is None or not event.once or event.open_for is not None:
-        return
-    clients = ("",) if event.workflow_run_id else ()  # whom it does not count for, see `had_by`
-    if txn.range(Subscription, "event", (event.event_id,), after=clients, limit=1):
-        return  # another one got it too
-    if event_is_over(txn, event, txn.now_us):
+    if event is None:
         return
     about = topic(event.tenant_id, event.event_name, event.correlation_key)
-    waits = _waiting(txn, about, event.workflow_run_id, limit=1)
-    if waits:
-        txn.replace(given(txn, waits[0], event.event_id))
-        if _uses_up(event.workflow_run_id, waits[0]):
+    first = next(_waiting(txn, about, event.workflow_run_id), None)
+    if first is not None:
+        txn.replace(given(txn, first, event.event_id))
+        if _uses_up(event.workflow_run_id, first):
             return
     txn.replace(msgspec.structs.replace(event, open_for=about))
 
 
-def end_waits(txn: Transaction, tenant_id: str, run: str) -> int:
-    """Remove the waits of a run that has ended, so that no event is given to nobody; returns
-    how many. Those that were claimed stay until they are forgotten, and clients' until they are
-    over: what they were given is theirs."""
-    ended = 0
-    # First those that still wait: a held event that another one leaves behind must not go to
-    # one that is removed next.
-    for with_events in (False, True):
-        after: tuple[str, ...] = ()
-        while page := txn.range(Subscription, "run", (tenant_id, run), after=after, limit=_PAGE):
-            for wait in page:
-                if wait.claimed_at is not None or wait.of_client:
-                    continue
-                if with_events or wait.event_id is None:
-                    drop(txn, wait)
-                    ended += 1
-            after = (page[-1].subscription_id,)
-    return ended
+def _only_for(txn: Transaction, wait: Subscription) -> Event | None:
+    """The held event that nobody may have but this wait, which has not claimed it."""
+    if wait.event_id is None or wait.claimed_at is not None:
+        return None
+    event = txn.get(Event, wait.event_id)
+    if event is None or not event.once or event.open_for is not None:
+        return None
+    if event_is_over(txn, event, txn.now_us):
+        return None
+    clients = ("",) if event.workflow_run_id else ()  # whom it does not count for, see `had_by`
+    others = txn.range(Subscription, "event", (event.event_id,), after=clients, limit=2)
+    return event if all(one.subscription_id == wait.subscription_id for one in others) else None
+
+
+def leave(
+    txn: Transaction, wait: Subscription, keep_us: int = REMEMBERED_US
+) -> Subscription | None:
+    """End the wait of a client that is all but gone, and cannot ask again.
+
+    Where others may have what it was given, or it was given nothing, nothing is left of it:
+    None. Else it is claimed, and may still reach the client.
+    """
+    given_away = wait.claimed_at is None and _only_for(txn, wait) is not None
+    if wait.event_id is None or given_away:
+        drop(txn, wait)
+        return None
+    return claim(txn, wait, keep_us)
 
 
 def _undated(txn: Transaction) -> int | None:

@@ -1,13 +1,15 @@
 """Forgetting: the records of workflows whose time is over, a part of the sweep.
 
     waits       claimed ones after `[events] keep`; those that nobody claimed after their end and
-                as long again; those of clients minutes after they ended without an event; none
-                of a run that is still open, which may ask again
+                as long again; those of clients minutes after they ended without an event, or
+                were given one and have no name to ask for it; none of a run that is still
+                open, which may ask again
     keys        of what is done once, when they expire
     approvals   nobody decided: they expire, which is an event; ended ones are removed later,
                 when the run has ended too
     webhooks    when they expire
-    runs        when they are forgotten, with their steps, keys, waits, webhooks and approvals
+    ends        of runs, where they were broken off: what ends with them ends now
+    runs        when they are forgotten, with their text, steps, keys, waits, webhooks and approvals
 
 The sweep itself sees to events: one that a wait was given stays for as long as the wait
 (invariant 13).
@@ -23,6 +25,7 @@ import msgspec
 from cas.approvals import close_approval
 from cas.catalog import Catalog, Key, Snapshot, Transaction
 from cas.clock import DAY_US
+from cas.endings import let_go
 from cas.events import IN_VAIN_US, drop, is_run_open
 from cas.records import (
     EXPIRED,
@@ -31,6 +34,7 @@ from cas.records import (
     Once,
     Record,
     Run,
+    RunText,
     Step,
     StepValue,
     Subscription,
@@ -55,11 +59,10 @@ class Due(msgspec.Struct, frozen=True):
     approval_ids: list[str] = []
     webhook_ids: list[str] = []
     run_ids: list[str] = []
+    ending_ids: list[str] = []  # runs
 
     def __bool__(self) -> bool:
-        return bool(
-            self.wait_ids or self.keys or self.approval_ids or self.webhook_ids or self.run_ids
-        )
+        return any(self.counts().values())
 
     def counts(self) -> dict[str, int]:
         """How many of each kind, with the names of `Forgotten`."""
@@ -69,22 +72,24 @@ class Due(msgspec.Struct, frozen=True):
             "approvals": len(self.approval_ids),
             "webhooks": len(self.webhook_ids),
             "runs": len(self.run_ids),
+            "ends": len(self.ending_ids),
         }
 
 
 @final
 class Forgotten(msgspec.Struct, frozen=True):
-    """How many records were removed or, of approvals, expired."""
+    """How many records were removed or, of approvals, expired; of runs, ended to the end."""
 
     waits: int = 0
     keys: int = 0
     approvals: int = 0
     webhooks: int = 0
     runs: int = 0
+    ends: int = 0
 
     @property
     def total(self) -> int:
-        return self.waits + self.keys + self.approvals + self.webhooks + self.runs
+        return self.waits + self.keys + self.approvals + self.webhooks + self.runs + self.ends
 
 
 def plan_forgetting(snapshot: Snapshot, now_us: int, keep_us: int, limit: int) -> Due:
@@ -123,6 +128,7 @@ def plan_forgetting(snapshot: Snapshot, now_us: int, keep_us: int, limit: int) -
         [approval.approval_id for approval in (*open_over, *ended)][:limit],
         [webhook.webhook_id for webhook in webhooks],
         [run.run_id for run in runs],
+        [run.run_id for run in snapshot.range(Run, "ending", limit=limit)],
     )
 
 
@@ -155,12 +161,15 @@ def execute_forgetting(catalog: Catalog, due: Due, now_us: int, keep_us: int) ->
     def forget_webhook(txn: Transaction, webhook: Webhook) -> bool:
         return _delete(txn, webhook, is_due(webhook.expires_at, webhook.undated_at, now_us))
 
+    for run_id in due.ending_ids:
+        let_go(catalog, run_id, _ACTOR)
     return Forgotten(
         _each(catalog, Subscription, [(name,) for name in due.wait_ids], forget_wait),
         _each(catalog, Once, due.keys, forget_key),
         _each(catalog, Approval, [(name,) for name in due.approval_ids], end_approval),
         _each(catalog, Webhook, [(name,) for name in due.webhook_ids], forget_webhook),
         sum(_forget_run(catalog, run_id, now_us) for run_id in due.run_ids),
+        len(due.ending_ids),
     )
 
 
@@ -249,6 +258,9 @@ def _forget_run(catalog: Catalog, run_id: str, now_us: int) -> int:
                 txn.delete(record)
         if len(owned) >= _VALUES:
             return None  # there may be more
+        text = txn.get(RunText, run_id)
+        if text is not None:
+            txn.delete(text)
         txn.delete(run)
         return 1
 

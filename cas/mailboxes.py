@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final, final
 
+import idna
 import msgspec
 
 _LOCAL_BYTES_MAX: Final = 64  # RFC 5321, 4.5.3.1, as are the others
@@ -29,7 +30,7 @@ class Mailbox(msgspec.Struct, frozen=True):
 
     name: str
     local: str  # may be of any letters: not every server takes one that is not ASCII
-    domain: str  # in ASCII: that of a name in other letters is its punycode
+    domain: str  # in ASCII: that of a name in other letters is its punycode (IDNA 2008)
 
     @property
     def address(self) -> str:
@@ -47,8 +48,10 @@ def read_mailbox(text: str) -> Mailbox:
         name = name[1:-1]
     local, at, domain = (named["address"] if named else text.strip()).rpartition("@")
     try:
-        domain = domain.encode("idna").decode()
-    except UnicodeError:  # a label that is empty, or too long
+        # Not Python's codec "idna", which is that of 2003: it makes fass.de of faß.de, which
+        # is another domain, of other people.
+        domain = domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
+    except idna.IDNAError:  # a label that is empty or too long, or letters that are in no name
         domain = ""
     if not (at and _LOCAL.fullmatch(local) and _DOMAIN.fullmatch(domain)):
         raise ValueError(f"{text[:80]!r} is no address such as ada@example.org")

@@ -22,10 +22,10 @@ import msgspec
 from cas.catalog import Catalog, Snapshot, Transaction, pages
 from cas.errors import LinkQuotaExceeded, QuotaExceeded
 from cas.records import RECORDS, Mark, PendingUpload, UploadFile, Usage
+from cas.recounts import ACTOR, miscounted, recount
 
 T = TypeVar("T")
 
-_ACTOR = "recount"
 _SLOTS_A_WRITE = 1000  # a frame of 200 KB
 
 
@@ -102,24 +102,8 @@ def recount_usage(catalog: Catalog, done: Mark | None = None) -> int:
     found = _nobodys_slots(catalog)
     for first in range(0, len(found), _SLOTS_A_WRITE):
         slots = found[first : first + _SLOTS_A_WRITE]
-        catalog.write(partial(_give_tenants, slots=slots), actor=_ACTOR)
-
-    def recount(txn: Transaction) -> int:
-        if done is not None:
-            if txn.get(Mark, done.name) is not None:
-                return 0  # another process that opened the store was faster
-            txn.insert(done)
-        wrong = miscounted_usage(txn)
-        for recorded, counted in wrong:
-            if not (counted.files or counted.size_bytes):
-                txn.delete(recorded)
-            elif txn.get(Usage, counted.tenant_id) is None:
-                txn.insert(counted)
-            else:
-                txn.replace(counted)
-        return len(wrong)
-
-    return catalog.write(recount, actor=_ACTOR)
+        catalog.write(partial(_give_tenants, slots=slots), actor=ACTOR)
+    return recount(catalog, Usage, miscounted_usage, done)
 
 
 def _nobodys_slots(catalog: Catalog) -> list[UploadFile]:
@@ -143,16 +127,7 @@ def _give_tenants(txn: Transaction, slots: Iterable[UploadFile]) -> None:
 
 def miscounted_usage(snapshot: Snapshot) -> list[tuple[Usage, Usage]]:
     """(recorded, counted) of every tenant whose usage is wrong in this snapshot."""
-    counted = _counted(snapshot)
-    recorded = {usage.tenant_id: usage for page in pages(snapshot, Usage) for usage in page}
-    return [
-        (
-            recorded.get(tenant_id, Usage(tenant_id, 0, 0)),
-            counted.get(tenant_id, Usage(tenant_id, 0, 0)),
-        )
-        for tenant_id in sorted(counted.keys() | recorded.keys())
-        if recorded.get(tenant_id) != counted.get(tenant_id)
-    ]
+    return miscounted(snapshot, Usage, _counted(snapshot))
 
 
 def _counted(snapshot: Snapshot) -> dict[str, Usage]:

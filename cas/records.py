@@ -240,6 +240,9 @@ class UploadFile(Record, frozen=True, array_like=True):
     )
 
 
+EVENT_BYTES = 512  # of an event besides its payload: its record, and what it is found by
+
+
 @final
 class Event(Record, frozen=True, array_like=True):
     """Something that happened, committed with the change it speaks of (invariant 6)."""
@@ -271,7 +274,18 @@ class Event(Record, frozen=True, array_like=True):
             "open": ("open_for", "workflow_run_id", "seq", "event_id"),
             "undated": ("undated_at", "event_id"),
         },
+        adds=(Adds("held_of", "held_of"),),
     )
+
+    @property
+    def held_of(self) -> str | None:
+        """The tenant for whose later waits it is kept; None once it is for no later one."""
+        return None if self.open_for is None else self.tenant_id
+
+    @property
+    def size_bytes(self) -> int:
+        """What keeping it takes, which is something without a payload, too."""
+        return EVENT_BYTES + len(self.payload)
 
 
 @final
@@ -331,7 +345,7 @@ class Delivery(Record, frozen=True, array_like=True):
     kind: str  # "callback"
     subject: str  # what it speaks of: an upload's identifier
     target: str  # a URL
-    status: str  # waiting, done or failed
+    status: str  # waiting, done, failed or cancelled
     created_at: int
     next_attempt_at: int | None  # while waiting: what the background process walks
     attempts: int = 0
@@ -373,7 +387,7 @@ class DeliveryPayload(Record, frozen=True, array_like=True):
     """The bytes that every attempt of a delivery sends: up to 300 KB, written once."""
 
     delivery_id: str
-    payload: bytes  # JSON
+    payload: bytes  # JSON; of a mail, sealed (`cas.sealing`)
 
     schema: ClassVar[Schema] = Schema("delivery_payloads", 10, key=("delivery_id",))
 
@@ -474,7 +488,9 @@ class Total(Record, frozen=True, array_like=True):
 
     Names: "blobs:here", "blobs:elsewhere" (at targets only, or missing), "backlog:<target>".
     "waits_for:<topic>" (`Subscription.waiting_for`), "waits_of:<tenant>" (its clients' waits
-    that nobody claimed). A sum of nothing has no record.
+    that nobody claimed), "runs:<status>" and "runs_of:<tenant>" (open ones),
+    "held_of:<tenant>" (events that are open to its later waits).
+    A sum of nothing has no record.
     """
 
     name: str
@@ -515,6 +531,8 @@ class Once(Record, frozen=True, array_like=True):
 # How the step of a wait begins that a client asked for by a name of its own: no task has a
 # colon in its name.
 CLIENT_STEP = "waiter:"
+# The same of a client that gave none, and cannot ask again: no name has a slash in it.
+NAMELESS_STEP = f"{CLIENT_STEP}/"
 NEVER = (1 << 63) - 1  # as a time: after all others
 
 
@@ -575,6 +593,11 @@ class Subscription(Record, frozen=True, array_like=True):
     def of_client(self) -> bool:
         """Whether somebody outside of workflows asked for it, and no step of a run."""
         return self.workflow_run_id == DIRECT_RUN or self.step.startswith(CLIENT_STEP)
+
+    @property
+    def nameless(self) -> bool:
+        """Whether nobody but the request that began it can ask what it was given."""
+        return self.step.startswith(NAMELESS_STEP)
 
     @property
     def client_of(self) -> str | None:
@@ -645,7 +668,7 @@ class Webhook(Record, frozen=True, array_like=True):
     tenant_id: str
     workflow_run_id: str
     name: str  # `webhook_path` of the requirements
-    kind: str  # whose signature it takes: github, stripe, twilio or generic
+    kind: str  # whose signature it takes: github, slack, stripe, twilio or generic
     secret_id: str
     signature: bytes  # JSON: what `generic` needs to know, see `workflows.signatures`
     event_name: str
@@ -658,6 +681,9 @@ class Webhook(Record, frozen=True, array_like=True):
     consumed_at: int | None = None  # the last call that was taken
     calls: int = 0
     undated_at: int | None = None  # as an upload's
+    # "accept": a call with the same body and another identifier, which its sender does not sign,
+    # is another event; "refuse": it is the same.
+    repeats: str = "refuse"
 
     schema: ClassVar[Schema] = Schema(
         "webhooks",
@@ -681,8 +707,16 @@ class Secret(Record, frozen=True, array_like=True):
     sealed: bytes
     created_at: int
     created_by: str
+    old_sealed: bytes = b""  # what it was before, where that is good for a while; b"": nothing
+    old_until: int | None = None
+    undated_at: int | None = None  # as an upload's: of `old_until`
 
-    schema: ClassVar[Schema] = Schema("secrets", 19, key=("tenant_id", "secret_id"))
+    schema: ClassVar[Schema] = Schema(
+        "secrets",
+        19,
+        key=("tenant_id", "secret_id"),
+        indexes={"undated": ("undated_at", "tenant_id", "secret_id")},
+    )
 
 
 # States of runs and steps; COMPLETED, FAILED, CANCELLED and WAITING are shared.
@@ -693,14 +727,13 @@ SKIPPED = "skipped"
 
 @final
 class Run(Record, frozen=True, array_like=True):
-    """One execution of a workflow. With its steps the whole truth of it: what the engine
-    keeps beside them is made anew from these."""
+    """One execution of a workflow. With its text and its steps the whole truth of it: what the
+    engine keeps beside them is made anew from these. Small, for it is written at each change
+    between running and waiting, and those of many runs are read to find a few."""
 
     run_id: str
     tenant_id: str
     name: str
-    definition: bytes  # highway_dsl's JSON
-    inputs: bytes  # JSON: an object
     status: str  # queued, running, waiting, completed, failed or cancelled
     created_at: int
     created_by: str
@@ -710,6 +743,9 @@ class Run(Record, frozen=True, array_like=True):
     error: str = ""
     forget_at: int | None = None  # what the sweeper walks
     undated_at: int | None = None  # as an upload's
+    # "ending" from its end until what ends with it has ended too, where that is too much for
+    # one transaction (`cas.endings`).
+    ending: str | None = None
 
     schema: ClassVar[Schema] = Schema(
         "runs",
@@ -719,10 +755,42 @@ class Run(Record, frozen=True, array_like=True):
             "tenant": ("tenant_id", "run_id"),
             "status": ("tenant_id", "status", "run_id"),
             "open": ("open", "run_id"),
+            "queued": ("queued_at", "run_id"),
+            "ending": ("ending", "run_id"),
             "forget": ("forget_at", "run_id"),
             "undated": ("undated_at", "run_id"),
         },
+        adds=(
+            Adds("runs", "open_as", size_bytes=""),
+            Adds("runs_of", "open_of", size_bytes=""),
+        ),
     )
+
+    @property
+    def queued_at(self) -> int | None:
+        """Since when it waits for a runner; None once one has taken it up, or it ended."""
+        return self.created_at if self.status == QUEUED else None
+
+    @property
+    def open_as(self) -> str | None:
+        """Its status until it ends: what open runs are counted by."""
+        return None if self.open is None else self.status
+
+    @property
+    def open_of(self) -> str | None:
+        """The tenant whose run it is, until it ends."""
+        return None if self.open is None else self.tenant_id
+
+
+@final
+class RunText(Record, frozen=True, array_like=True):
+    """What a run was asked to do: written once, with it."""
+
+    run_id: str
+    definition: bytes  # highway_dsl's JSON
+    inputs: bytes  # JSON: an object
+
+    schema: ClassVar[Schema] = Schema("run_texts", 23, key=("run_id",))
 
 
 @final
@@ -739,6 +807,8 @@ class Step(Record, frozen=True, array_like=True):
     ended_at: int | None = None
     value_bytes: int | None = None  # of its result or, before, of what it shows; None: neither
     error: str = ""
+    failures: int = 0  # attempts that failed, and another one followed
+    retry_at: int | None = None  # when the next one begins, where one follows
 
     schema: ClassVar[Schema] = Schema(
         "steps",
@@ -752,6 +822,7 @@ RESULT = "result"
 SHOWN = "shown"  # while a step waits: what others need to let it go on, such as a link
 ITEMS = "items"  # of a loop that has begun: how many there are
 ITEM = "item"  # of a loop, each with the iteration that it is for
+FULL = "full"  # of a run, under no step: there is no room for what its steps come to
 
 
 @final
@@ -760,7 +831,7 @@ class StepValue(Record, frozen=True, array_like=True):
     few ask for it."""
 
     run_id: str
-    kind: str  # result, shown, items or item
+    kind: str  # result, shown, items, item or full
     step_id: str
     iteration: str
     value: bytes  # JSON
@@ -769,12 +840,17 @@ class StepValue(Record, frozen=True, array_like=True):
         "step_values",
         22,
         key=("run_id", "kind", "step_id", "iteration"),
-        adds=(Adds("values_of", "run_id"),),
+        adds=(Adds("values_of", "run_id"), Adds("items_of", "item_of", size_bytes="")),
     )
 
     @property
     def size_bytes(self) -> int:
         return len(self.value)
+
+    @property
+    def item_of(self) -> str | None:
+        """The run whose item it is; None where it is something else."""
+        return self.run_id if self.kind == ITEM else None
 
 
 RECORDS: tuple[type[Record], ...] = (
@@ -800,4 +876,5 @@ RECORDS: tuple[type[Record], ...] = (
     Run,
     Step,
     StepValue,
+    RunText,
 )

@@ -29,7 +29,8 @@ from cas.quotas import Quota
 from cas.recency import Recency
 from cas.records import Mark, PendingUpload, StoredFile
 from cas.retention import parse_retention
-from cas.uploads import Policy, UploadLink, Uploads, as_of, upload_behind
+from cas.upload_links import Policy, UploadLink, as_of, upload_behind
+from cas.uploads import Uploads
 
 _LOOK_AGAIN_US = 250_000
 STORE_ID = "store_id"  # the mark that names this store for ever

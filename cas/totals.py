@@ -9,6 +9,10 @@ counts and usage: what a record adds is in its schema (`Adds`).
     waits_for:<topic>, waits_of:<tenant>
                       waits for events (`cas.events`), without bytes
     values_of:<run>   what the steps of a run came to
+    items_of:<run>    the items of its loops, without bytes
+    held_of:<tenant>  events that are kept for waits that begin later
+    runs:<status>, runs_of:<tenant>
+                      runs that have not ended, without bytes
 """
 
 from __future__ import annotations
@@ -16,10 +20,9 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import chain
 
-from cas.catalog import Catalog, Snapshot, Transaction, pages
-from cas.records import RECORDS, Mark, Total
-
-_ACTOR = "recount"
+from cas.catalog import Catalog, Snapshot, pages
+from cas.records import QUEUED, RECORDS, RUNNING, WAITING, Mark, Total
+from cas.recounts import miscounted, recount
 
 
 def blobs_here(snapshot: Snapshot) -> Total:
@@ -53,6 +56,28 @@ def values_of(snapshot: Snapshot, run_id: str) -> int:
     return _total(snapshot, f"values_of:{run_id}").size_bytes
 
 
+def items_of(snapshot: Snapshot, run_id: str) -> int:
+    """How many items the loops of a run have together."""
+    return _total(snapshot, f"items_of:{run_id}").count
+
+
+def held_of(snapshot: Snapshot, tenant_id: str) -> int:
+    """How many bytes the events of a tenant have that are kept for waits that begin later."""
+    return _total(snapshot, f"held_of:{tenant_id}").size_bytes
+
+
+def open_runs(snapshot: Snapshot) -> dict[str, int]:
+    """How many runs of all tenants have not ended, by status."""
+    return {
+        status: _total(snapshot, f"runs:{status}").count for status in (QUEUED, RUNNING, WAITING)
+    }
+
+
+def open_runs_of(snapshot: Snapshot, tenant_id: str) -> int:
+    """How many runs of a tenant have not ended."""
+    return _total(snapshot, f"runs_of:{tenant_id}").count
+
+
 def _total(snapshot: Snapshot, name: str) -> Total:
     return snapshot.get(Total, name) or Total(name, 0, 0)
 
@@ -64,34 +89,12 @@ def recount_totals(catalog: Catalog, done: Mark | None = None) -> int:
     miscount. Reads all blobs and rows under the writer lock: a few seconds a million.
     Harmless to stop and to repeat; sets the mark `done`.
     """
-
-    def recount(txn: Transaction) -> int:
-        if done is not None:
-            if txn.get(Mark, done.name) is not None:
-                return 0  # another process that opened the store was faster
-            txn.insert(done)
-        wrong = miscounted_totals(txn)
-        for recorded, counted in wrong:
-            if not (counted.count or counted.size_bytes):
-                txn.delete(recorded)
-            elif txn.get(Total, counted.name) is None:
-                txn.insert(counted)
-            else:
-                txn.replace(counted)
-        return len(wrong)
-
-    return catalog.write(recount, actor=_ACTOR)
+    return recount(catalog, Total, miscounted_totals, done)
 
 
 def miscounted_totals(snapshot: Snapshot) -> list[tuple[Total, Total]]:
     """(recorded, counted) of every total that is wrong in this snapshot."""
-    counted = _counted(snapshot)
-    recorded = {total.name: total for page in pages(snapshot, Total) for total in page}
-    return [
-        (recorded.get(name, Total(name, 0, 0)), counted.get(name, Total(name, 0, 0)))
-        for name in sorted(counted.keys() | recorded.keys())
-        if recorded.get(name) != counted.get(name)
-    ]
+    return miscounted(snapshot, Total, _counted(snapshot))
 
 
 def _counted(snapshot: Snapshot) -> dict[str, Total]:

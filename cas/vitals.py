@@ -18,16 +18,19 @@ from cas.clock import SECOND_US
 from cas.deliveries import failed_deliveries
 from cas.mirrored import Mirrored, mirrored_of
 from cas.records import (
+    QUEUED,
     Blob,
     Delivery,
     Partial,
     PendingUpload,
     Record,
+    Run,
     StoredFile,
     Usage,
 )
+from cas.runner import runner_of
 from cas.store import Store
-from cas.totals import blobs_elsewhere, blobs_here
+from cas.totals import blobs_elsewhere, blobs_here, open_runs
 
 R = TypeVar("R", bound=Record)
 
@@ -69,6 +72,12 @@ class Vitals(msgspec.Struct, frozen=True):
     background_runs: int
     background_silent_seconds: float | None
     background_jobs_failing: int
+    runner_up: int
+    runner_silent_seconds: float | None
+    runner_runs: int | None
+    runner_steps: int | None
+    runner_oldest_step_seconds: float | None
+    runs: Mapping[str, int]  # by status, those that have not ended
     queues: Mapping[str, Queue]
     targets: Sequence[Mirrored]
     cache: CacheState | None  # None: the background process mirrors to no target
@@ -92,6 +101,8 @@ def vitals_of(store: Store) -> Vitals:
     disk = os.statvfs(store.root)
     background = background_of(store.root, store.clock.now_us())
     silent_us = background.silent_us
+    runner = runner_of(store)
+    beat = runner.beat if runner.held else None  # what a process that ended had at work is not
     return Vitals(
         tenants=len(usages),
         logical_files=sum(usage.files for usage in usages),
@@ -114,6 +125,12 @@ def vitals_of(store: Store) -> Vitals:
         background_runs=int(background.runs),
         background_silent_seconds=None if silent_us is None else silent_us / SECOND_US,
         background_jobs_failing=len(background.failing),
+        runner_up=int(runner.held),
+        runner_silent_seconds=None if runner.silent_us is None else runner.silent_us / SECOND_US,
+        runner_runs=beat.runs if beat else None,
+        runner_steps=beat.steps if beat else None,
+        runner_oldest_step_seconds=beat.oldest_step_us / SECOND_US if beat else None,
+        runs=runner.open,
         queues=queues,
         targets=mirrored_of(store, background),
         cache=background.beat.cache if background.beat else None,
@@ -136,6 +153,8 @@ def _size(entry: os.DirEntry[str]) -> int:
 
 
 def _queues(snapshot: Snapshot, now_us: int, grace_us: int) -> dict[str, Queue]:
+    # One only, since each holds a whole definition; how many they are is a total.
+    queued = snapshot.range(Run, "queued", limit=1)
     deliveries = snapshot.range(Delivery, "due", limit=QUEUE_MAX)
     failed = failed_deliveries(snapshot, QUEUE_MAX)
     condemned = snapshot.range(Blob, "condemned", before=(now_us - grace_us,), limit=QUEUE_MAX)
@@ -156,7 +175,11 @@ def _queues(snapshot: Snapshot, now_us: int, grace_us: int) -> dict[str, Queue]:
         ],
         "files_expired": [file.expires_at for file in files if not file.hold],
     }
-    return {name: _queue(since, now_us) for name, since in due.items()}
+    queues = {name: _queue(since, now_us) for name, since in due.items()}
+    oldest = _queue([run.queued_at for run in queued], now_us)
+    count = min(open_runs(snapshot)[QUEUED], QUEUE_MAX)
+    queues["runs_queued"] = Queue(count, oldest.oldest_s)
+    return queues
 
 
 def _queue(since: list[int | None], now_us: int) -> Queue:

@@ -11,7 +11,7 @@ the signature in the address, and who can name that may decide anyway.
 from __future__ import annotations
 
 from typing import Any, Final, TypedDict, final
-from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qs, unquote_plus, urlencode, urlsplit, urlunsplit
 
 import falcon
 import msgspec
@@ -39,12 +39,18 @@ from workflows.approvals import COMMENT_CHARS_MAX, ApprovalLink
 
 _HTML: Final = "text/html"
 _FORM: Final = "application/x-www-form-urlencoded"
-# A character is up to 12 bytes of a form (4 of UTF-8, each percent-encoded).
-BODY_BYTES_MAX: Final = 12 * COMMENT_CHARS_MAX + 1024
+# A character is up to 12 bytes of a form (4 of UTF-8, each percent-encoded). More than fits into
+# a comment, so that who has typed too much sees it again.
+BODY_BYTES_MAX: Final = 3 * 12 * COMMENT_CHARS_MAX
 _POLICY: Final = (
     "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; "
     "form-action {actions}; frame-ancestors 'none'"
 )
+
+# How browsers, old ones too, say what they fetch an address for, before anybody opens it.
+_PURPOSES: Final = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
+_AHEAD: Final = ("prefetch", "preview", "prerender")
+_TOLD: Final = ("id", "decision")  # what `redirect_url` is given
 
 _say = ENGLISH.say
 
@@ -108,13 +114,15 @@ class ApprovalPageResource:
         link = self._find(req, resp, approval_id)
         if link is None or not self._may_decide(req, resp, link):
             return
+        comment = ""
         try:
             comment = _comment(req)
             self._decide(req, resp, link, comment, 303)
         except (TooLarge, InvalidRequest):
             if _prefers_json(req):
                 raise
-            self._show(resp, link, 422, [_say("approval.long", count=COMMENT_CHARS_MAX)])
+            notices = [_say("approval.long", count=COMMENT_CHARS_MAX)]
+            self._show(resp, link, 422, notices, typed=comment)
 
     def _decide(
         self, req: falcon.Request, resp: falcon.Response, link: ApprovalLink, comment: str, on: int
@@ -183,6 +191,7 @@ class ApprovalPageResource:
         link: ApprovalLink,
         status: int = 200,
         notices: list[str] | None = None,
+        typed: str = "",
     ) -> None:
         approval = link.approval
         if approval.status == EXPIRED:
@@ -196,6 +205,7 @@ class ApprovalPageResource:
             decided_here=link.decided_here,
             onward=approval.redirect_url and _onward(approval.redirect_url, approval),
             notices=notices or [],
+            typed=typed,
         )
 
     def _render(
@@ -214,8 +224,8 @@ def _prefers_json(req: falcon.Request) -> bool:
 def _is_opened(req: falcon.Request) -> bool:
     """Whether somebody opens the address, and does not only look at what is there, or fetch
     it for a person who may open it later."""
-    purpose = f"{req.get_header('Sec-Purpose') or ''} {req.get_header('Purpose') or ''}"
-    return req.method == "GET" and "prefetch" not in purpose.lower()
+    purpose = " ".join(req.get_header(name) or "" for name in _PURPOSES).lower()
+    return req.method == "GET" and not any(ahead in purpose for ahead in _AHEAD)
 
 
 def _refuse(link: ApprovalLink) -> None:
@@ -263,10 +273,16 @@ def _form(link: ApprovalLink) -> LinkForm:
 
 
 def _onward(url: str, approval: Approval) -> str:
-    """Where who has decided is sent to: it is told what was decided."""
+    """Where who has decided is sent to: it is told what was decided, and nothing else by the
+    same names, whichever of two a reader would take. All the rest stays as it was written."""
     parts = urlsplit(url)
-    told = urlencode({"id": approval.approval_id, "decision": approval.status})
-    return urlunsplit(parts._replace(query=f"{parts.query}&{told}" if parts.query else told))
+    others = [
+        each
+        for each in parts.query.split("&")
+        if each and unquote_plus(each.partition("=")[0]) not in _TOLD
+    ]
+    told = urlencode(dict(zip(_TOLD, (approval.approval_id, approval.status), strict=True)))
+    return urlunsplit(parts._replace(query="&".join([*others, told])))
 
 
 def _headers(approval: Approval | None) -> dict[str, str]:

@@ -18,8 +18,10 @@ from cas.errors import (
     ApprovalKeyTaken,
     InvalidName,
     InvalidRequest,
+    InvalidSetting,
     KeyReused,
     NotFound,
+    RunEnded,
 )
 from cas.forms import shown_time
 from cas.records import APPROVED, CANCELLED, EXPIRED, PENDING, REJECTED, Approval
@@ -64,9 +66,9 @@ class ApprovalLinksForm(TypedDict):
     reject_url: str
 
 
-class ApprovalForm(TypedDict):
-    """An approval as the tenant that asked for it sees it; `links` are there while it is
-    pending."""
+class ListedApprovalForm(TypedDict):
+    """An approval as the tenant that asked for it sees it, without the links: these are told
+    of one approval at a time."""
 
     approval_id: str
     approval_key: str
@@ -85,13 +87,19 @@ class ApprovalForm(TypedDict):
     decided_at: forms.Time | None
     decided_by: str | None
     comment: str
+
+
+class ApprovalForm(ListedApprovalForm):
+    """An approval as the tenant that asked for it sees it; `links` are there while it is
+    pending."""
+
     links: list[ApprovalLinksForm]
 
 
 class ApprovalsForm(TypedDict):
     """A page of approvals, newest first; `next_cursor` asks for the next."""
 
-    approvals: list[ApprovalForm]
+    approvals: list[ListedApprovalForm]
     next_cursor: str | None
 
 
@@ -130,6 +138,8 @@ class ApprovalsResource:
             InvalidName,
             KeyReused,
             ApprovalKeyTaken,
+            RunEnded,
+            InvalidSetting,
             PermissionMissing,
             BodyTruncated,
             BodyTooSlow,
@@ -145,6 +155,9 @@ class ApprovalsResource:
         look at mails follow links. With `Accept: application/json` a link answers JSON. The
         event `approval_{approval_key}` tells those who wait for it, in the run it was asked in:
         of one key in one run (`direct` is one, too) one approval can be pending at a time.
+
+        Where the server sends mail, addresses of mail need `[gateway] public_url`: links in
+        mails begin with it, and never with the address that this request came to.
         """
         caller = self._tokens.caller(req)
         caller.need(MANAGE_WORKFLOWS)
@@ -152,7 +165,7 @@ class ApprovalsResource:
         body = read_small(req.env, REQUEST_BYTES_MAX)
         key = idempotency.once_key(req, "approvals", body)
         approvals = self._approvals(caller, req)
-        approval = approvals.request(read_request(body), key, base=self._links.base(req))
+        approval = approvals.request(read_request(body), key)
         forms.answer(resp, self._form(req, approvals, approval), 201)
         resp.location = f"/api/v1/approvals/{approval.approval_id}"
 
@@ -168,14 +181,15 @@ class ApprovalsResource:
         refuses=[InvalidRequest, PermissionMissing],
     )
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """List one's own approvals, newest first."""
+        """List one's own approvals, newest first. Without their links, which
+        `/api/v1/approvals/{approval_id}` tells."""
         caller = self._tokens.caller(req)
         caller.need(MANAGE_WORKFLOWS)
         approvals = self._approvals(caller, req)
         page = approvals.list(
             run=req.get_param("run"), cursor=forms.cursor(req), limit=forms.page_limit(req)
         )
-        items = [self._form(req, approvals, approval) for approval in page.items]
+        items = [_listed(approval) for approval in page.items]
         forms.answer(resp, {"approvals": items, "next_cursor": page.next_cursor})
 
     @operation(
@@ -208,23 +222,7 @@ class ApprovalsResource:
         pending = approval.status == PENDING
         pairs = approvals.links(self._links.base(req), approval) if pending else []
         return {
-            "approval_id": approval.approval_id,
-            "approval_key": approval.approval_key,
-            "event_name": event_name(approval.approval_key),
-            "workflow_run_id": approval.workflow_run_id,
-            "tenant_id": approval.tenant_id,
-            "title": approval.title,
-            "message": approval.message,
-            "addressees": approval.addressees,
-            "one_click": approval.one_click,
-            "redirect_url": approval.redirect_url,
-            "status": approval.status,
-            "created_at": rfc3339(approval.created_at),
-            "created_by": approval.created_by,
-            "expires_at": rfc3339(approval.expires_at),
-            "decided_at": shown_time(approval.decided_at),
-            "decided_by": approval.decided_by,
-            "comment": approval.comment,
+            **_listed(approval),
             "links": [
                 {
                     "addressee": pair.addressee,
@@ -237,3 +235,25 @@ class ApprovalsResource:
 
     def _approvals(self, caller: Caller, req: falcon.Request) -> Approvals:
         return self._door.approvals(caller, req.context.request_id)
+
+
+def _listed(approval: Approval) -> ListedApprovalForm:
+    return {
+        "approval_id": approval.approval_id,
+        "approval_key": approval.approval_key,
+        "event_name": event_name(approval.approval_key),
+        "workflow_run_id": approval.workflow_run_id,
+        "tenant_id": approval.tenant_id,
+        "title": approval.title,
+        "message": approval.message,
+        "addressees": approval.addressees,
+        "one_click": approval.one_click,
+        "redirect_url": approval.redirect_url,
+        "status": approval.status,
+        "created_at": rfc3339(approval.created_at),
+        "created_by": approval.created_by,
+        "expires_at": rfc3339(approval.expires_at),
+        "decided_at": shown_time(approval.decided_at),
+        "decided_by": approval.decided_by,
+        "comment": approval.comment,
+    }

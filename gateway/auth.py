@@ -32,6 +32,7 @@ VIEW_UPLOADS: Final = "view_uploads"
 MANAGE_STORAGE: Final = "manage_storage"
 VIEW_STORAGE: Final = "view_storage"
 EMIT_EVENTS: Final = "emit_events"
+WAIT_EVENTS: Final = "wait_events"
 MANAGE_WORKFLOWS: Final = "manage_workflows"
 PERMISSIONS: Final = (
     MANAGE_UPLOADS,
@@ -39,11 +40,16 @@ PERMISSIONS: Final = (
     MANAGE_STORAGE,
     VIEW_STORAGE,
     EMIT_EVENTS,
+    WAIT_EVENTS,
     MANAGE_WORKFLOWS,
     ADMIN,
 )
 # Who may change a thing may see it.
-_IMPLIED_BY: Final = {VIEW_UPLOADS: MANAGE_UPLOADS, VIEW_STORAGE: MANAGE_STORAGE}
+_IMPLIED_BY: Final = {
+    VIEW_UPLOADS: MANAGE_UPLOADS,
+    VIEW_STORAGE: MANAGE_STORAGE,
+    WAIT_EVENTS: MANAGE_WORKFLOWS,
+}
 CLOCK_SKEW_S: Final = 60
 _HS256: Final = "HS256"
 _TOKEN_CHARS_MAX: Final = 8192  # those of identity providers are long

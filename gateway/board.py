@@ -72,7 +72,7 @@ class Board:
         self._shared = mmap.mmap(-1, slots * _ROW * 8)
         self._cells: memoryview[float] = memoryview(self._shared).cast("d")
         self._slots = slots
-        self._taken: set[int] = set()
+        self._holders = [0] * slots  # workers of each row
 
     def row(self, slot: int) -> memoryview[float]:
         return self._cells[slot * _ROW : (slot + 1) * _ROW]
@@ -89,20 +89,23 @@ class Board:
 
         Called by the one process that starts workers, as is `give_back`.
         """
-        slot = next((n for n in range(self._slots) if n not in self._taken), self._slots - 1)
-        self._taken.add(slot)
+        slot = next((n for n in range(self._slots) if not self._holders[n]), self._slots - 1)
         row = self.row(slot)
         row[AT_SINGLES + STARTS] += 1
-        row[AT_SINGLES + ALIVE] = 1
-        self._forget(row)  # of one that was killed
+        if not self._holders[slot]:
+            self._forget(row)  # of one that was killed
+        self._hold(slot, 1)
         return slot
 
     def give_back(self, slot: int) -> None:
         """The worker of this row has ended."""
-        self._taken.discard(slot)
-        row = self.row(slot)
-        row[AT_SINGLES + ALIVE] = 0
-        self._forget(row)
+        self._hold(slot, -1)
+        if not self._holders[slot]:  # else another one counts there, and would be forgotten too
+            self._forget(self.row(slot))
+
+    def _hold(self, slot: int, by: int) -> None:
+        self._holders[slot] += by
+        self.row(slot)[AT_SINGLES + ALIVE] = self._holders[slot]
 
     def least_connections(self, besides: int) -> float:
         """Of the workers that take new connections, all but one: how many the one with the

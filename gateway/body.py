@@ -21,11 +21,15 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Final, Protocol, TypeVar, final
 
+import gunicorn
+from gunicorn import http
 from gunicorn.http import errors as gunicorn_errors
 from gunicorn.http.body import LengthReader
 from gunicorn.http.unreader import SocketUnreader
 
 from cas.errors import BlobcaskError, InvalidRequest, TooLarge
+
+GUNICORN_VERSION: Final = "27.0.1"  # the one whose insides are known here
 
 # Without one byte for this long the sender is taken for gone. Also SO_RCVTIMEO of the
 # socket: a blocking read with MSG_WAITALL is one system call per buffer, where a socket
@@ -39,6 +43,9 @@ BYTES_PER_S_MIN: Final = 512  # where no settings say otherwise
 DRAIN_BYTES_MAX: Final = 64 * 1024
 # One read of the plain path: large enough that the calls cost nothing.
 _STEP_BYTES: Final = 256 * 1024
+# What a small body's sender gets before it has sent anything. Who has sent more gets as much
+# again: memory is for bytes that came, whatever was announced.
+_FIRST_BYTES: Final = 64 * 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 T = TypeVar("T")
@@ -281,17 +288,29 @@ def body_of(environ: Mapping[str, Any]) -> RequestBody | _WsgiBody:
 
 
 def read_small(environ: Mapping[str, Any], limit_bytes: int) -> bytes:
-    """The whole body of a request that must be small; raises TooLarge."""
+    """The whole body of a request that must be small; raises TooLarge, BodyTruncated and
+    BodyTooSlow.
+
+    The memory of who has not sent all of it yet is about twice what came, and 64 KiB.
+    """
     body = body_of(environ)
-    if body.length_bytes is not None and body.length_bytes > limit_bytes:
+    length_bytes = body.length_bytes
+    if length_bytes is not None and length_bytes > limit_bytes:
         raise TooLarge(limit_bytes)
-    held = bytearray(limit_bytes + 1)
-    view, size = memoryview(held), 0
-    while size <= limit_bytes and (count := body.readinto(view[size:])):
+    # One byte more than is allowed tells that it is too much, where nothing else does.
+    end = limit_bytes + 1 if length_bytes is None else length_bytes
+    held, size = bytearray(), 0
+    while size < end:
+        if size == len(held):
+            held += bytes(min(max(size, _FIRST_BYTES), end - size))
+        with memoryview(held) as view, view[size:] as room:
+            count = body.readinto(room)
+        if count == 0:
+            break
         size += count
     if size > limit_bytes:
         raise TooLarge(limit_bytes)
-    return bytes(view[:size])
+    return bytes(memoryview(held)[:size])
 
 
 def refuse_encodings(environ: Mapping[str, Any]) -> None:
@@ -300,3 +319,31 @@ def refuse_encodings(environ: Mapping[str, Any]) -> None:
         raise InvalidRequest(coding, "Content-Encoding: send the bytes as they are")
     if "HTTP_CONTENT_RANGE" in environ:  # RFC 9110, 14.5: never store a part as the whole
         raise InvalidRequest("Content-Range", "a part of a file cannot be stored")
+
+
+def prove_body_path(cfg: Any) -> str | None:
+    """Read one body straight from a socket through a real parser, with the start of it in
+    the parser's buffer and another request behind it. None when all is as expected, else
+    the reason why bodies must take the plain path."""
+    if gunicorn.__version__ != GUNICORN_VERSION:
+        return f"gunicorn {gunicorn.__version__} is not the known {GUNICORN_VERSION}"
+    body = bytes(range(256)) * 64
+    head = b"PUT /a HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(1.0)
+        theirs.sendall(head + body + b"GET /b HTTP/1.1\r\nHost: a\r\n\r\n")
+        try:
+            parser = http.get_parser(cfg, ours, ("127.0.0.1", 0))
+            parser.unreader = PacedUnreader(ours)
+            request = next(parser)
+            request.body = RequestBody(request, parser.unreader, direct=True)
+            received = request.body.read(len(body)) + request.body.readall()
+            following = next(parser)
+        except Exception as error:  # noqa: BLE001  whatever it is, the plain path works
+            return f"self-test: {error!r}"
+    if received != body:
+        return "self-test: other bytes than were sent"
+    if following.path != "/b":
+        return "self-test: the next request was lost"
+    return None

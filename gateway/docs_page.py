@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 import falcon
-import jinja2
 from markupsafe import Markup, escape
 
+from gateway.pages import environment
 from gateway.upload_page import ASSETS_VERSION
 
 JSON = Mapping[str, Any]
@@ -27,6 +27,7 @@ _HEADERS: Final = {
     "Content-Security-Policy": _POLICY,
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
@@ -75,15 +76,9 @@ class DocsResource:
 
     def __init__(self, document: JSON, public_url: str) -> None:
         """`public_url` is where people reach the server, "" where nobody has said."""
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("gateway"),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters["marked"] = _marked
-        self._text = environment.get_template("docs.html").render(
+        templates = environment()
+        templates.filters["marked"] = _marked
+        self._text = templates.get_template("docs.html").render(
             about=document["info"],
             paths=dict(_paths(document)),
             forms=dict(_forms(document)),

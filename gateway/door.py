@@ -19,7 +19,8 @@ from cas.errors import NotFound
 from cas.files import Files
 from cas.records import PENDING, StoredFile, Subscription
 from cas.store import Store
-from cas.uploads import UploadLink, Uploads
+from cas.upload_links import UploadLink
+from cas.uploads import Uploads
 from gateway.auth import Caller
 from gateway.limits import Limits
 from gateway.links import Links
@@ -92,6 +93,11 @@ class Door:
         about(tenant=caller.tenant_id, actor=caller.actor)
         return self._workflows.runs(caller.tenant_id, caller.actor, request_id)
 
+    def submission(self, caller: Caller) -> None:
+        """A workflow of the caller's tenant is submitted; raises TooManyRequests."""
+        if self._limits is not None:
+            self._limits.submission(caller.tenant_id)
+
     # --- by the token of an upload
 
     def upload_link(self, req: falcon.Request, token: str) -> UploadLink:
@@ -163,7 +169,8 @@ class Door:
         return proved
 
     def came_before(self, proved: ProvedCall) -> None:
-        """The call that `webhook` proved was taken before: it is no further event."""
+        """The call that `webhook` proved was taken before, or is none that an event is made of:
+        it is no further event."""
         if self._limits is not None:
             self._limits.event_again(proved.webhook.tenant_id)
 

@@ -29,8 +29,8 @@ import falcon
 
 from cas import errors as cas
 from cas.clock import rfc3339
+from cas.completions import ResumePayload
 from cas.errors import BlobcaskError
-from cas.uploads import ResumePayload
 from gateway.body import BodyTooSlow, BodyTruncated
 from gateway.parking import RESUMED
 from gateway.route_names import route_name
@@ -155,6 +155,10 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
         409, "approval_key_taken", "Asked already", facts=("approval_key", "run")
     ),
     cas.WebhookClosed: _Row(409, "webhook_closed", "Takes no more"),
+    # Of the server's, found out by what is asked for: who runs it is to be told by who asked.
+    cas.InvalidSetting: _Row(
+        409, "invalid_setting", "Setting missing", facts=("section", "key", "reason")
+    ),
     cas.RunEnded: _Row(409, "run_ended", "Ended already", facts=("status",)),
     cas.OffsetMismatch: _Row(409, "offset_mismatch", "Wrong offset", facts=("offset_bytes",)),
     cas.SlotsTaken: _Row(409, "slots_taken", "No free slot", facts=("max_files",)),
@@ -190,6 +194,16 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
     cas.FilesRefused: _Row(422, "files_refused", "Files refused", facts=("reasons",)),
     TooManyRequests: _Row(
         429, "too_many_requests", "Too many requests", facts=("what", "retry_after_s")
+    ),
+    # No Retry-After: nobody knows when one of them ends.
+    cas.TooManyRuns: _Row(429, "too_many_runs", "Too many runs", facts=("limit", "open")),
+    # Without the numbers of the tenant: who posts one kind of event need not know of others.
+    cas.TooManyHeld: _Row(
+        429,
+        "too_many_held",
+        "Too many events held",
+        "There is no room for another event that nobody waits for yet; nothing was kept.",
+        ("limit_bytes",),
     ),
     cas.SecretSealed: _Row(503, "secret_unavailable", "Secret not available", _UNAVAILABLE),
     cas.TooManyWaiters: _Row(503, "too_many_waiters", "Too many wait"),

@@ -4,12 +4,15 @@
     GET  /api/v1/events/{tenant_id}/wait    answered when the event comes, or the time is over
 
 Both need a bearer token of that very tenant; to any other token there is nothing here
-(invariant 9). The gateway runs no workflow: it records the event, which wakes who waits.
+(invariant 9). Who may post may not wait for that alone: a payment system posts, and has no
+business with what approvals and webhooks say. The gateway runs no workflow: it records the
+event, which wakes who waits.
 
 A waiter may have a name of its own. What is recorded is the wait of that name, not the request:
 it outlives a lost connection by LINGER_S, so that who asks again by the same name misses
 nothing, and is told the same event again where the first answer was lost. One without a name
-leaves nothing behind when it was in vain.
+ends with its request, and leaves nothing behind when it was in vain; not for long, either, where
+the process is killed that held it.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import falcon
 import msgspec
 
 from cas.clock import SECOND_US
-from cas.config import EventSettings, parse_duration
+from cas.config import EventSettings
 from cas.errors import (
     InvalidName,
     InvalidRequest,
@@ -34,12 +37,14 @@ from cas.errors import (
     StoreFull,
     SubscriptionTaken,
     TooLarge,
+    TooManyHeld,
     TooManyWaiters,
 )
-from cas.records import CLIENT_STEP
+from cas.records import CLIENT_STEP, NAMELESS_STEP
 from cas.references import DIRECT_RUN, check_name
+from cas.setting_kinds import parse_duration
 from gateway import forms, idempotency
-from gateway.auth import EMIT_EVENTS, MANAGE_WORKFLOWS, Caller, Tokens
+from gateway.auth import EMIT_EVENTS, MANAGE_WORKFLOWS, WAIT_EVENTS, Caller, Tokens
 from gateway.board import Waiters
 from gateway.body import BodyTooSlow, BodyTruncated, read_small, refuse_encodings
 from gateway.door import Door
@@ -76,7 +81,8 @@ class AcceptedForm(TypedDict):
 
 class WaitedForm(TypedDict):
     """How a poll ended; what speaks of the event is there when one was delivered. `waiter` is
-    the one that was given, or a name that was made for the request. A timeout may come early:
+    the one that was given, or a name that was made for the request, by which nobody can ask
+    again. A timeout may come early:
     where the server stops, or a workflow comes to wait with the same correlation key."""
 
     status: Literal["delivered", "timeout"]
@@ -124,6 +130,7 @@ class EventsResource:
             PermissionMissing,
             KeyReused,
             TooLarge,
+            TooManyHeld,
             BodyTruncated,
             BodyTooSlow,
         ],
@@ -170,8 +177,8 @@ class EventsResource:
             Parameter(
                 "linger",
                 "Seconds for which the wait goes on when this poll is over, for the next poll of "
-                f"the same waiter: {LINGER_S} at most, and where none are given. With 0 nothing "
-                "is left that would take an event from others.",
+                f"the same waiter: {LINGER_S} at most, and where none are given. With 0, and of "
+                "one without a name, nothing is left that would take an event from others.",
                 int,
             ),
             Parameter(
@@ -194,10 +201,11 @@ class EventsResource:
     def on_get_wait(self, req: falcon.Request, resp: falcon.Response, tenant_id: str) -> None:
         """Wait for an event, and take it.
 
+        It needs the permission wait_events or manage_workflows: to emit events is not enough.
         With a correlation key there is one waiter at a time; without, all of them get it. A
         workflow that waits with the same key comes first, and ends this wait. A client must
         keep its connection open in both directions: one that closes its sending side is
-        answered "timeout" at once.
+        answered at once.
         """
         if req.method == "HEAD":  # it would take the event and not tell it
             raise falcon.HTTPMethodNotAllowed(["GET"])
@@ -214,8 +222,7 @@ class EventsResource:
     def _begin(self, req: falcon.Request, tenant_id: str) -> tuple[Claimed | None, Parked]:
         """Begin the wait, or go on with it, in this thread where it cannot be parked."""
         caller = self._caller(req, tenant_id)
-        if not caller.may(MANAGE_WORKFLOWS):
-            caller.need(EMIT_EVENTS)
+        caller.need(WAIT_EVENTS)
         run = req.get_param("run", default=DIRECT_RUN)
         if run != DIRECT_RUN:  # what its approvals and webhooks say is not for everybody
             caller.need(MANAGE_WORKFLOWS)
@@ -226,7 +233,9 @@ class EventsResource:
         patience_s = min(forms.whole_number(req, "timeout", most_s, 0, _TIMEOUT_S_MAX), most_s)
         linger_s = forms.whole_number(req, "linger", LINGER_S, 0, LINGER_S)
         given = req.get_param("waiter")
-        waiter = check_name(given) if given is not None else f"poll-{uuid.uuid4()}"
+        waiter = f"poll-{uuid.uuid4()}" if given is None else check_name(given)
+        if given is None:
+            linger_s = 0
         events = self._door.events(caller, req.context.request_id)
         self._waiters.enter(caller.tenant_id)
         leaving: list[Callable[[], object]] = [partial(self._waiters.leave, caller.tenant_id)]
@@ -234,7 +243,8 @@ class EventsResource:
             try:
                 wait = events.subscribe(
                     run,
-                    f"{CLIENT_STEP}{waiter}",  # which is no step of any run
+                    # Which is no step of any run.
+                    f"{NAMELESS_STEP if given is None else CLIENT_STEP}{waiter}",
                     event_name,
                     req.get_param("correlation_key"),
                     (patience_s + linger_s) * SECOND_US,
@@ -260,14 +270,11 @@ class EventsResource:
                 act()
 
     def _end(self, req: falcon.Request, parked: Parked) -> Claimed | None:
-        """What came while it was parked; nothing is taken for a client that left."""
+        """What came while it was parked. A client that left may have closed its sending side
+        alone, and read still: it is told what nobody else may have any more."""
         poll: _Poll = parked.kept
         events = self._door.events(poll.caller, req.context.request_id)
-        if not parked.gone:
-            return _look(events, poll, last=True)
-        if not poll.named:  # nobody can ask for it again
-            events.cancel(poll.subscription_id)
-        return None
+        return _look(events, poll, last=True, gone=parked.gone)
 
     def _caller(self, req: falcon.Request, tenant_id: str) -> Caller:
         caller = self._tokens.caller(req)
@@ -287,11 +294,16 @@ class EventsResource:
             raise InvalidRequest(hold, f"hold: {error}") from None
 
 
-def _look(events: Events, poll: _Poll, *, last: bool) -> Claimed | None:
-    """What a wait came to. The last time, nothing is left of one that nobody can ask for."""
-    if last and not poll.named:
-        return events.conclude(poll.subscription_id)
-    return events.claim(poll.subscription_id)
+def _look(events: Events, poll: _Poll, *, last: bool, gone: bool = False) -> Claimed | None:
+    """What a wait came to. The last time, nothing is left of one that nobody can ask for; where
+    its client is `gone`, a held event is there for others again."""
+    if poll.named or not last:
+        return events.claim(poll.subscription_id)
+    end = events.leave if gone else events.conclude
+    try:
+        return end(poll.subscription_id)
+    except NotFound:  # forgotten, since it took minutes to get here
+        return None
 
 
 def _accepted(emitted: Emitted) -> AcceptedForm:

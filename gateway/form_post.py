@@ -42,7 +42,7 @@ from cas.errors import (
     TooLarge,
 )
 from cas.references import check_name
-from cas.uploads import UploadLink
+from cas.upload_links import UploadLink
 from gateway import forms
 from gateway.body import body_of, refuse_encodings
 

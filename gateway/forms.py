@@ -10,6 +10,7 @@ import falcon
 import msgspec
 
 from cas.clock import rfc3339
+from cas.completions import Completion, ResumePayload, resume_payload
 from cas.errors import InvalidRequest
 from cas.forms import Bytes, Sha256, shown_time
 from cas.forms import FileForm as FileForm
@@ -24,7 +25,6 @@ from cas.forms import stored_file as stored_file
 from cas.forms import upload_shown as upload_shown
 from cas.partials import Progress
 from cas.records import Delivery, StoredFile, UploadFile
-from cas.uploads import Completion, ResumePayload, resume_payload
 from gateway.operations import Parameter
 
 JSON = dict[str, Any]
@@ -191,13 +191,12 @@ def internal(file: StoredFile, store_name: str) -> InternalForm:
 
 def callback(delivery: Delivery) -> CallbackForm:
     """A callback as the tenant that asked for it sees it."""
-    due_at = delivery.next_attempt_at
     return {
         "delivery_id": delivery.delivery_id,
         "status": delivery.status,
         "attempts": delivery.attempts,
         "last_error": delivery.last_error,
-        "next_attempt_at": None if due_at is None else rfc3339(due_at),
+        "next_attempt_at": shown_time(delivery.next_attempt_at),
     }
 
 

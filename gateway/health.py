@@ -13,6 +13,7 @@ from cas.config import Settings
 from cas.errors import CatalogError, CatalogFailed, IndexDamaged, StoreFull
 from cas.mirrored import mirrored_of
 from cas.probe import Probe
+from cas.runner import runner_of
 from cas.store import Store
 from gateway import forms
 from gateway.addresses import Watchers
@@ -61,8 +62,8 @@ class ReadyResource:
         """Whether this node should get traffic.
 
         503 while nothing can be committed, or while the disk is below `[store] min_free`. A
-        doubtful clock, a background process that does not beat, or a target that is stalled
-        or fenced is told in `degraded`.
+        doubtful clock, a background process that does not beat, a target that is stalled or
+        fenced, or workflows that wait for a runner that does not beat are told in `degraded`.
         What is wrong is told to the networks of `[gateway] metrics_from` only.
         """
         if self._watchers.include(req.env):
@@ -90,3 +91,4 @@ class ReadyResource:
         yield from background.trouble()
         for target in mirrored_of(self._store, background):
             yield from target.stalled
+        yield from runner_of(self._store).trouble()

@@ -1,6 +1,8 @@
 """Limits: what an address, a tenant, a link and everybody together may do in a while.
 
     requests   of an address: before anything else; of a tenant: once its token is believed
+    events, submissions
+               of a tenant, each beside the request that it is: they cost more
     bytes      of an address, a tenant, a link: paid for while they come, the first step of a
                known length before it is invited; a body ends where a limit is reached. For a
                link, which nobody shares, a known length is paid as a whole before it is
@@ -275,6 +277,8 @@ class Limits:
         self._tenant_requests = requests("tenant")
         events = limits.tenant_events
         self._tenant_events = Limit(counters, "tenant", "events", events.count, events.period_us)
+        runs = limits.tenant_submissions
+        self._tenant_runs = Limit(counters, "tenant", "submissions", runs.count, runs.period_us)
         self._address_bytes = body_bytes("address")
         self._tenant_bytes = body_bytes("tenant")
         self._link_bytes = body_bytes("link")
@@ -332,6 +336,11 @@ class Limits:
     def event_again(self, tenant_id: str) -> None:
         """What `event` counted was known already, and counts for nothing."""
         self._tenant_events.charge(tenant_id, -1)
+
+    def submission(self, tenant_id: str) -> None:
+        """A workflow is submitted for this tenant, also one that was before; raises
+        TooManyRequests."""
+        self._tenant_runs.take(tenant_id)
 
     def body(self, req: falcon.Request, tenant_id: str) -> None:
         """The body that comes is for this tenant; raises TooManyRequests, TooLarge."""

@@ -161,6 +161,10 @@ class _Stored(Collector):
             oldest.add_metric((what,), queue.oldest_s)
         yield waiting
         yield oldest
+        runs = GaugeMetricFamily("blobcask_runs", "Runs that have not ended.", labels=("status",))
+        for status, count in vitals.runs.items():
+            runs.add_metric((status,), count)
+        yield runs
         yield from _mirror(vitals.targets)
         if vitals.cache is not None:
             told = "Bytes fetched from targets, since the background process started."
@@ -206,6 +210,11 @@ _GAUGES: Final = {
     "background_runs": "1 while the background process runs.",
     "background_silent_seconds": "Since the background process's last sign of life.",
     "background_jobs_failing": "Its jobs that have failed three times in a row or more.",
+    "runner_up": "1 while the runner of workflows runs.",
+    "runner_silent_seconds": "Since the runner's last sign of life.",
+    "runner_runs": "Runs that the runner has taken up.",
+    "runner_steps": "Steps of workflows that are at work.",
+    "runner_oldest_step_seconds": "For how long the oldest of them is at work.",
 }
 
 

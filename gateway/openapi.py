@@ -54,6 +54,7 @@ _PATH_PARAMETERS: Final[dict[str, tuple[Any, str]]] = {
     "filename": (str, "The name that was signed with it."),
     "tenant_id": (str, "The tenant, which is the token's."),
     "run_id": (str, "The run's identifier."),
+    "step_id": (str, "The step, which is the name of its task."),
     "approval_id": (str, "The approval's identifier."),
     "webhook_id": (str, "The webhook's identifier."),
 }
@@ -208,6 +209,7 @@ def _reply(reply: Reply) -> JSON:
     form: JSON = {"description": reply.about}
     if reply.form is not None:
         form["content"] = _content(reply.form)
+        form["content"] |= {media: {"schema": {"type": "string"}} for media in reply.texts}
     if reply.headers:
         form["headers"] = {
             name: {"description": about, "schema": {"type": "string"}}

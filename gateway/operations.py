@@ -53,6 +53,7 @@ class Reply:
     about: str
     form: Any = None  # None: no body
     headers: Mapping[str, str] | None = None  # name -> what it says
+    texts: Sequence[str] = ()  # media types of text that it may have in place of `form`
 
 
 @final

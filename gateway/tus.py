@@ -39,7 +39,7 @@ from cas.errors import (
 )
 from cas.partials import Progress
 from cas.pieces import SHA1_BYTES
-from cas.uploads import UploadLink
+from cas.upload_links import UploadLink
 from gateway import forms
 from gateway.body import BodyTooSlow, BodyTruncated, body_of, refuse_encodings
 from gateway.door import Door

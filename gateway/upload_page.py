@@ -20,7 +20,7 @@ from falcon.media.multipart import MultipartParseError
 from cas.clock import rfc3339
 from cas.errors import NotFound, SlotsTaken, TooLarge, UploadClosed
 from cas.records import COMPLETED, PENDING
-from cas.uploads import UploadLink
+from cas.upload_links import UploadLink
 from gateway import form_post
 from gateway.door import Door
 from gateway.errors import TooManyRequests, code_of

@@ -12,6 +12,7 @@ import falcon
 import msgspec
 
 from cas.clock import rfc3339
+from cas.completions import ResumePayload
 from cas.config import MIB
 from cas.errors import (
     BlobUnavailable,
@@ -27,7 +28,8 @@ from cas.errors import (
 from cas.records import CANCELLED, COMPLETED, EXPIRED, PENDING, Delivery, PendingUpload
 from cas.references import DIRECT_RUN
 from cas.retention import parse_retention
-from cas.uploads import ResumePayload, UploadLink, UploadRequest, Uploads
+from cas.upload_links import UploadLink
+from cas.uploads import UploadRequest, Uploads
 from gateway import forms, idempotency
 from gateway.auth import MANAGE_UPLOADS, VIEW_UPLOADS, Caller, Tokens
 from gateway.body import BodyTooSlow, BodyTruncated, read_small, refuse_encodings

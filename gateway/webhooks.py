@@ -2,6 +2,10 @@
 
 Registering, listing and removing need a bearer token of the tenant. A call needs a signature
 by the webhook's secret, and nothing else (invariant 9).
+
+A call that is taken is answered as its sender reads answers: Twilio takes them for TwiML, what
+to do with the message or call now, and Slack shows people what it is answered to a command. The
+first gets a document that says nothing, the second an empty one.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from cas.errors import (
     InvalidRequest,
     KeyReused,
     NotFound,
+    TooManyHeld,
     WebhookClosed,
 )
 from cas.forms import Time, shown_time
@@ -32,17 +37,28 @@ from gateway.door import Door
 from gateway.errors import PermissionMissing
 from gateway.links import Links
 from gateway.operations import ANY_MEDIA, Parameter, Reply, Right, operation
-from workflows.signatures import Call
+from workflows.signatures import SLACK, TWILIO, Call
 from workflows.webhooks import Taken, WebhookRequest, Webhooks, address_of
 
 REQUEST_BYTES_MAX: Final = 64 * 1024
+NO_TWIML: Final = '<?xml version="1.0" encoding="UTF-8"?><Response/>'
+_XML: Final = "text/xml"
+_TEXT: Final = "text/plain"
 
 
 class RegistrationForm(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a registration; `signature` says how a `generic` one is signed."""
+    """The body of a registration; `signature` says how a `generic` one is signed, and of `slack`
+    and `stripe` how many seconds of `tolerance` their times have.
+
+    The same body again is the same call, and no second event. With `repeats` "accept" it is a
+    call of its own where the sender gives its delivery another identifier: `X-GitHub-Delivery`,
+    `I-Twilio-Idempotency-Token`, or of `generic` the header that `signature.delivery_header`
+    names. That is weaker, since nobody signs it: whoever has an old call can send it as a new
+    one. It is not for calls that have a signed time or identifier, which need it not.
+    """
 
     name: str
-    kind: Literal["github", "stripe", "twilio", "generic"]
+    kind: Literal["github", "slack", "stripe", "twilio", "generic"]
     secret_id: str
     signature: dict[str, Any] | None = None
     event_name: str | None = None  # webhook_{name} when none is given
@@ -51,6 +67,7 @@ class RegistrationForm(msgspec.Struct, forbid_unknown_fields=True):
     single_use: bool = False
     expires_in: int | None = None  # seconds; null: it ends with its run
     run: str = DIRECT_RUN
+    repeats: Literal["refuse", "accept"] = "refuse"
 
 
 class WebhookForm(TypedDict):
@@ -73,6 +90,7 @@ class WebhookForm(TypedDict):
     expires_at: Time | None
     consumed_at: Time | None
     calls: int
+    repeats: str
 
 
 class WebhooksForm(TypedDict):
@@ -107,6 +125,7 @@ def read_registration(body: bytes) -> WebhookRequest:
         single_use=asked.single_use,
         expires_in_s=asked.expires_in,
         run=asked.run,
+        repeats=asked.repeats,
     )
 
 
@@ -196,11 +215,19 @@ class WebhooksResource:
         name="callWebhook",
         body=ANY_MEDIA,
         body_required=False,
-        replies={200: Reply("The event that the call is.", TakenForm)},
+        replies={
+            200: Reply(
+                "The event that the call is. To Twilio an empty TwiML document (`text/xml`); to "
+                "Slack nothing, or the `challenge` of its `url_verification` (`text/plain`).",
+                TakenForm,
+                texts=[_XML, _TEXT],
+            )
+        },
         refuses=[
             BadSignature,
             InvalidRequest,
             WebhookClosed,
+            TooManyHeld,
             BodyTruncated,
             BodyTooSlow,
         ],
@@ -220,9 +247,14 @@ class WebhooksResource:
         call = Call(req.headers, body, url, client_address(req.env, self._proxies))
         proved = self._door.webhook(req, webhook_id, call)
         taken = proved.take()
-        if taken.duplicate:
+        if taken.duplicate or taken.event_id is None:
             self._door.came_before(proved)
-        forms.answer(resp, _taken(taken))
+        if proved.webhook.kind == TWILIO:
+            _answer_text(resp, NO_TWIML, _XML)
+        elif proved.webhook.kind == SLACK:
+            _answer_text(resp, taken.challenge or "", _TEXT)
+        else:
+            forms.answer(resp, _taken(taken))
 
     def _form(self, req: falcon.Request, webhook: Webhook) -> WebhookForm:
         return {
@@ -242,6 +274,7 @@ class WebhooksResource:
             "expires_at": shown_time(webhook.expires_at),
             "consumed_at": shown_time(webhook.consumed_at),
             "calls": webhook.calls,
+            "repeats": webhook.repeats,
         }
 
     def _webhooks(self, req: falcon.Request, *, to_see: str | None = None) -> Webhooks:
@@ -251,6 +284,14 @@ class WebhooksResource:
 
     def _own(self, req: falcon.Request) -> Webhooks:
         return self._webhooks(req, to_see=MANAGE_WORKFLOWS)
+
+
+def _answer_text(resp: falcon.Response, text: str, media_type: str) -> None:
+    """Send what its sender reads, and nobody else: no browser makes more of it than text."""
+    resp.content_type = f"{media_type}; charset=utf-8"
+    resp.data = text.encode()
+    resp.set_header("Cache-Control", "no-store")
+    resp.set_header("X-Content-Type-Options", "nosniff")
 
 
 def _taken(taken: Taken) -> TakenForm:

@@ -30,30 +30,26 @@ import gc
 import math
 import signal
 import socket
-import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from selectors import EVENT_READ
 from typing import Any, Final, final
 
-import gunicorn
 from gunicorn import http
-from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
 from gateway import logs
-from gateway.body import IDLE_S, Pace, PacedUnreader, RequestBody
+from gateway.body import RequestBody, prove_body_path
+from gateway.connection import Connection
 from gateway.parking import CAN_PARK, PARKED, RESUMED, Lot, Parked
 from gateway.peers import Peers
 from gateway.pool import STACK_BYTES, Pool
 from gateway.refused import HEAD_TOO_LARGE, INTERNAL, Refusal, check_head, refusal_of
-from gateway.sending import Answer, Outlet
-
-GUNICORN_VERSION: Final = "27.0.1"  # the one whose insides are known here
+from gateway.sending import Answer
 
 HEAD_TIMEOUT_S: Final = 15.0  # from the first wait to the end of the head
 HEAD_BYTES_MAX: Final = 64 * 1024
@@ -82,51 +78,13 @@ _RECEIVE_BYTES: Final = 64 * 1024
 
 
 @final
-class _Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
-    """A client connection and the part of the next head that has come."""
-
-    def __init__(
-        self,
-        cfg: Any,
-        sock: socket.socket,
-        client: Any,
-        server: Any,
-        pool: Pool,
-        bytes_per_s_min: int,
-        left: Callable[[], None],
-    ) -> None:
-        """`left` is called once, when it is closed."""
-        super().__init__(cfg, sock, client, server)
-        timeout = struct.pack("ll", int(IDLE_S), 0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-        self.parser = http.get_parser(cfg, sock, client)
-        self.parser.unreader = PacedUnreader(sock, pool.waiting, bytes_per_s_min)
-        # One an answer: each has a patience of its own.
-        self.outlet = partial(Outlet, sock, pool.waiting, partial(Pace, bytes_per_s_min))
-        self.initialized = True
-        self.head = bytearray()
-        self.lingered_bytes = 0
-        self.whose: str | None = None  # whom it counts for
-        self.closed = False
-        self.parked: Parked | None = None  # what its request waits for
-        self.early_bytes = 0  # that came while it waited
-        self._left = left
-
-    def close(self, graceful: bool = False) -> None:
-        super().close(graceful)
-        if not self.closed:
-            self.closed = True
-            self._left()
-
-
-@final
 class Worker(ThreadWorker):  # type: ignore[misc]
     """One process of the gateway."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.lingering: deque[_Connection] = deque()
-        self.parked: Lot[_Connection] = Lot()  # not among `nr_conns`
+        self.lingering: deque[Connection] = deque()
+        self.parked: Lot[Connection] = Lot()  # not among `nr_conns`
         self.direct_bodies = False
         self._peers: Peers = self.app.peers
         self._rests_until = 0.0  # of time.monotonic: nothing is accepted before
@@ -169,7 +127,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     # --- in a thread
 
-    def handle_request(self, req: Any, conn: _Connection) -> bool:
+    def handle_request(self, req: Any, conn: Connection) -> bool:
         """Answer one request, or park it; True when the connection may be used for another.
 
         Raises OSError, and StopIteration when the answer broke off in its middle.
@@ -178,7 +136,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         req.body = RequestBody(req, conn.parser.unreader, direct=self.direct_bodies)
         return self._respond(req, conn)
 
-    def _respond(self, req: Any, conn: _Connection) -> bool:
+    def _respond(self, req: Any, conn: Connection) -> bool:
         """Ask the app, for the first time or once more after the request was parked."""
         resumed, conn.parked = conn.parked, None
         environ: dict[str, Any] = {}
@@ -259,7 +217,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             if hasattr(body, "close"):
                 body.close()
 
-    def _keepalive_after(self, conn: _Connection, keepalive: bool) -> bool:
+    def _keepalive_after(self, conn: Connection, keepalive: bool) -> bool:
         if not (keepalive and conn.parser.mesg.body.ended):
             return bool(super()._keepalive_after(conn, keepalive))
         # Nothing to drain. gunicorn would look all the same, with four system calls now and
@@ -267,7 +225,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.parser.mesg = None
         return True
 
-    def _serve(self, conn: _Connection) -> None:
+    def _serve(self, conn: Connection) -> None:
         keep = False
         try:
             keep = bool(self.handle(conn))
@@ -278,7 +236,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         else:
             self.method_queue.defer(self._park, conn)
 
-    def _serve_parked(self, conn: _Connection) -> None:
+    def _serve_parked(self, conn: Connection) -> None:
         """As gunicorn's `handle`, for a request that is read already."""
         keep = False
         req = conn.parser.mesg
@@ -320,7 +278,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             sock.close()
             return
         try:
-            conn = _Connection(
+            conn = Connection(
                 self.cfg,
                 sock,
                 address,
@@ -400,7 +358,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if time.monotonic() >= self._ends_at:
             self.nr_conns = 0  # which ends gunicorn's loop
 
-    def on_client_socket_readable(self, conn: _Connection, sock: socket.socket) -> None:
+    def on_client_socket_readable(self, conn: Connection, sock: socket.socket) -> None:
         if conn.closed:  # in this turn of the loop, by `_drop_waiting`
             return
         self.poller.unregister(sock)
@@ -408,10 +366,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._await_head(conn)
         self._on_head(conn, sock)
 
-    def enqueue_req(self, conn: _Connection) -> None:
+    def enqueue_req(self, conn: Connection) -> None:
         self.tpool.submit(partial(self._serve, conn))
 
-    def finish_request(self, conn: _Connection, keep: bool) -> None:
+    def finish_request(self, conn: Connection, keep: bool) -> None:
         if not keep:
             self._linger(conn)
             return
@@ -441,13 +399,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         for conn in self.pending_conns:
             conn.timeout = min(conn.timeout, deadline)
 
-    def _await_head(self, conn: _Connection) -> None:
+    def _await_head(self, conn: Connection) -> None:
         conn.sock.setblocking(False)
         conn.timeout = time.monotonic() + HEAD_TIMEOUT_S
         self.pending_conns.append(conn)
         self.poller.register(conn.sock, EVENT_READ, partial(self._on_head, conn))
 
-    def _on_head(self, conn: _Connection, sock: socket.socket) -> None:
+    def _on_head(self, conn: Connection, sock: socket.socket) -> None:
         if conn.closed:  # in this turn of the loop, by `_drop_waiting`
             return
         try:
@@ -471,12 +429,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._refuse(HEAD_TOO_LARGE, sock, conn.client)
             self._linger(conn)
 
-    def _dispatch(self, conn: _Connection) -> None:
+    def _dispatch(self, conn: Connection) -> None:
         conn.parser.unreader.unread(bytes(conn.head))
         conn.head.clear()
         self.enqueue_req(conn)
 
-    def _keep(self, conn: _Connection) -> None:
+    def _keep(self, conn: Connection) -> None:
         conn.sock.setblocking(False)
         conn.set_timeout()
         if not self.alive:
@@ -485,7 +443,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         callback = partial(self.on_client_socket_readable, conn)
         self.poller.register(conn.sock, EVENT_READ, callback)
 
-    def _park(self, conn: _Connection) -> None:
+    def _park(self, conn: Connection) -> None:
         parked = conn.parked
         assert parked is not None
         conn.sock.setblocking(False)
@@ -498,7 +456,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if not self.alive:
             self._resume(conn, parked)
 
-    def _on_parked(self, conn: _Connection, sock: socket.socket) -> None:
+    def _on_parked(self, conn: Connection, sock: socket.socket) -> None:
         if conn not in self.parked:  # in this turn of the loop, by its bell
             return
         try:
@@ -520,7 +478,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if conn.early_bytes > EARLY_BYTES_MAX:
             self._resume(conn, conn.parked)
 
-    def _resume(self, conn: _Connection, parked: Parked | None) -> None:
+    def _resume(self, conn: Connection, parked: Parked | None) -> None:
         """Have a parked request answered; nothing where that has begun, as with a bell that
         rings late: the connection may wait for something else by now."""
         if conn.parked is not parked or not self.parked.remove(conn):
@@ -530,7 +488,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.nr_conns += 1
         self.tpool.submit(partial(self._serve_parked, conn))
 
-    def _linger(self, conn: _Connection) -> None:
+    def _linger(self, conn: Connection) -> None:
         try:
             conn.sock.setblocking(False)
             conn.sock.shutdown(socket.SHUT_WR)
@@ -541,7 +499,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.lingering.append(conn)
         self.poller.register(conn.sock, EVENT_READ, partial(self._on_lingering, conn))
 
-    def _on_lingering(self, conn: _Connection, sock: socket.socket) -> None:
+    def _on_lingering(self, conn: Connection, sock: socket.socket) -> None:
         try:
             count = sock.recv_into(self._scratch)
         except (BlockingIOError, InterruptedError):
@@ -553,7 +511,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.lingering.remove(conn)
             self._drop(conn)
 
-    def _drop(self, conn: _Connection) -> None:
+    def _drop(self, conn: Connection) -> None:
         """Close at once."""
         with suppress(KeyError, ValueError, OSError):  # not on the poller, or closed already
             self.poller.unregister(conn.sock)
@@ -564,31 +522,3 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 def _host_of(address: Any) -> str:
     """As accept(2) tells it; "-" for a Unix socket, which names nobody."""
     return str(address[0]) if isinstance(address, tuple) and address else "-"
-
-
-def prove_body_path(cfg: Any) -> str | None:
-    """Read one body straight from a socket through a real parser, with the start of it in
-    the parser's buffer and another request behind it. None when all is as expected, else
-    the reason why bodies must take the plain path."""
-    if gunicorn.__version__ != GUNICORN_VERSION:
-        return f"gunicorn {gunicorn.__version__} is not the known {GUNICORN_VERSION}"
-    body = bytes(range(256)) * 64
-    head = b"PUT /a HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.settimeout(1.0)
-        theirs.sendall(head + body + b"GET /b HTTP/1.1\r\nHost: a\r\n\r\n")
-        try:
-            parser = http.get_parser(cfg, ours, ("127.0.0.1", 0))
-            parser.unreader = PacedUnreader(ours)
-            request = next(parser)
-            request.body = RequestBody(request, parser.unreader, direct=True)
-            received = request.body.read(len(body)) + request.body.readall()
-            following = next(parser)
-        except Exception as error:  # noqa: BLE001  whatever it is, the plain path works
-            return f"self-test: {error!r}"
-    if received != body:
-        return "self-test: other bytes than were sent"
-    if following.path != "/b":
-        return "self-test: the next request was lost"
-    return None

@@ -8,6 +8,9 @@ do what the tools of a workflow may.
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, final
 
 import falcon
@@ -21,6 +24,7 @@ from cas.errors import (
     OperatorUnsupported,
     RunEnded,
     TooLarge,
+    TooManyRuns,
 )
 from cas.records import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, WAITING
 from gateway import forms, idempotency
@@ -28,13 +32,30 @@ from gateway.auth import MANAGE_WORKFLOWS, Tokens
 from gateway.body import BodyTooSlow, BodyTruncated, read_small, refuse_encodings
 from gateway.door import Door
 from gateway.errors import PermissionMissing
-from gateway.operations import Parameter, Reply, Right, operation
+from gateway.operations import JSON_TYPE, Parameter, Reply, Right, operation
 from workflows.definitions import DEFINITION_BYTES_MAX, Definition
-from workflows.forms import RunForm, RunsForm, WholeRunForm, run_form, whole_run
+from workflows.events import STEP_CHARS_MAX
+from workflows.forms import (
+    RunForm,
+    RunsForm,
+    StepForm,
+    StepsForm,
+    WholeRunForm,
+    one_step,
+    run_form,
+    steps_page,
+    whole_run,
+)
 from workflows.notation import check_depth
+from workflows.runs import RunView
 from workflows.tools.registry import Registry
 
 INPUTS_BYTES_MAX: Final = 1 << 20
+# Of a result, what is in memory while a client reads it, at its own pace.
+PIECE_BYTES: Final = 4 << 20
+_ITERATION: Final = Parameter(
+    "iteration", "Of a step in a loop, the item's number from 0; in a loop of a loop `2.0`."
+)
 _STATUSES: Final = (QUEUED, RUNNING, WAITING, COMPLETED, FAILED, CANCELLED)
 
 
@@ -65,6 +86,8 @@ class WorkflowsResource:
         self._door = door
         self._tokens = tokens
         self._tools = tools
+        # Whoever reads a result has all of it for a moment, 64 MiB at worst: one at a time.
+        self._large = threading.Lock()
 
     @operation(
         Right.BEARER,
@@ -77,6 +100,7 @@ class WorkflowsResource:
             InvalidWorkflow,
             OperatorUnsupported,
             KeyReused,
+            TooManyRuns,
             PermissionMissing,
             TooLarge,
             BodyTruncated,
@@ -87,6 +111,7 @@ class WorkflowsResource:
         """Run a workflow."""
         caller = self._tokens.caller(req)
         caller.need(MANAGE_WORKFLOWS)
+        self._door.submission(caller)
         refuse_encodings(req.env)
         # Twice: a definition may come as a JSON text inside the JSON, with its quotes escaped.
         body = read_small(req.env, 2 * (DEFINITION_BYTES_MAX + INPUTS_BYTES_MAX))
@@ -128,10 +153,7 @@ class WorkflowsResource:
     )
     def on_get_one(self, req: falcon.Request, resp: falcon.Response, run_id: str) -> None:
         """Show a run. While a step waits, what it waits for is among the variables."""
-        caller = self._tokens.caller(req)
-        caller.need(MANAGE_WORKFLOWS, to_see=MANAGE_WORKFLOWS)
-        view = self._door.runs(caller, req.context.request_id).get(run_id)
-        forms.answer(resp, whole_run(view))
+        forms.answer(resp, whole_run(self._run(req, run_id)))
 
     @operation(
         Right.BEARER,
@@ -145,3 +167,81 @@ class WorkflowsResource:
         caller.need(MANAGE_WORKFLOWS, to_see=MANAGE_WORKFLOWS)
         run = self._door.runs(caller, req.context.request_id).cancel(run_id)
         forms.answer(resp, run_form(run))
+
+    @operation(
+        Right.BEARER,
+        name="listWorkflowSteps",
+        parameters=[forms.CURSOR, forms.LIMIT],
+        replies={200: Reply("A page of them.", StepsForm)},
+        refuses=[InvalidRequest, NotFound],
+    )
+    def on_get_steps(self, req: falcon.Request, resp: falcon.Response, run_id: str) -> None:
+        """List the steps of a run by name and iteration, which is a text: 10 is before 2."""
+        view, cursor = self._run(req, run_id), req.get_param("cursor")
+        if cursor is not None and len(cursor) > STEP_CHARS_MAX:
+            raise InvalidRequest(cursor[:64], "cursor: the next_cursor of an earlier page")
+        forms.answer(resp, steps_page(view, cursor, forms.page_limit(req)))
+
+    @operation(
+        Right.BEARER,
+        name="getWorkflowStep",
+        parameters=[_ITERATION],
+        replies={200: Reply("The step.", StepForm)},
+        refuses=[NotFound],
+    )
+    def on_get_step(
+        self, req: falcon.Request, resp: falcon.Response, run_id: str, step_id: str
+    ) -> None:
+        """Show one step of a run."""
+        forms.answer(resp, one_step(self._run(req, run_id), step_id, _iteration(req)))
+
+    @operation(
+        Right.BEARER,
+        name="getWorkflowResult",
+        parameters=[_ITERATION],
+        replies={200: Reply("The value, of any JSON type.", JSON_TYPE)},
+        refuses=[NotFound],
+    )
+    def on_get_result(
+        self, req: falcon.Request, resp: falcon.Response, run_id: str, step_id: str
+    ) -> None:
+        """Tell what a step came to, whole. A step that has not come to anything is not found."""
+        view, iteration = self._run(req, run_id), _iteration(req)
+        step = view.step(step_id, iteration)
+        size_bytes = 0 if step is None else step.value_bytes or 0
+        with self._reading(size_bytes):
+            raw = view.result(step_id, iteration)
+        resp.content_type = JSON_TYPE
+        resp.set_header("Cache-Control", "no-store")
+        if len(raw) <= PIECE_BYTES:
+            resp.data = raw
+            return
+        resp.content_length = len(raw)
+        resp.stream = self._pieces(view, step_id, iteration, raw[:PIECE_BYTES], len(raw))
+
+    def _pieces(
+        self, view: RunView, step_id: str, iteration: str, piece: bytes, size_bytes: int
+    ) -> Iterator[bytes]:
+        """A result in pieces, each read when the one before it was sent: it never changes, and
+        a snapshot that is kept open for a slow client would keep the index from using its pages
+        again. Where the run was forgotten meanwhile the answer breaks off, before its end."""
+        at = 0
+        while True:
+            yield piece
+            at += len(piece)
+            if at == size_bytes:
+                return
+            with self._reading(size_bytes):
+                piece = view.result(step_id, iteration)[at : at + PIECE_BYTES]
+
+    def _reading(self, size_bytes: int) -> AbstractContextManager[object]:
+        return self._large if size_bytes > PIECE_BYTES else nullcontext()
+
+    def _run(self, req: falcon.Request, run_id: str) -> RunView:
+        caller = self._tokens.caller(req)
+        caller.need(MANAGE_WORKFLOWS, to_see=MANAGE_WORKFLOWS)
+        return self._door.runs(caller, req.context.request_id).get(run_id)
+
+
+def _iteration(req: falcon.Request) -> str:
+    return req.get_param("iteration") or ""

@@ -1,4 +1,4 @@
-"""`blobcask replicate`: run, once, claim, probe, status, and what `verify_cli` has."""
+"""`blobcask replicate`: run, once, probe, status, and what `*_cli` beside this have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from cas.mirrored import Mirrored, mirrored_of, shown_age
 from cas.replicas import targets
 from cas.restored import last_drill
 from replicator.forget_cli import forget
-from replicator.targets_cli import fetch, moved
+from replicator.places import place_of
+from replicator.targets_cli import claim, fetch, moved
 from replicator.verify_cli import backfill, verify
 
 
@@ -64,28 +65,6 @@ def once(call: Call) -> None:
 
 @replicate.command()
 @click.argument("name")
-@pass_call
-def claim(call: Call, name: str) -> None:
-    """Make this node the one that ships to target NAME, in the place of one that is gone.
-
-    For a ROOT that was moved or copied here for good. Only one node may ship to a target; the
-    other one stops when it next looks. Refuses where the target holds what this store does not
-    know: then restore from there.
-    """
-    from replicator.opening import open_target
-    from replicator.restore_cli import claim_target, place_of
-
-    target = open_target(place_of(call, name))
-    try:
-        with call.open() as store:
-            told = claim_target(store, target)
-    finally:
-        target.close()
-    call.answer({"target": name, "claimed": told}, [told])
-
-
-@replicate.command()
-@click.argument("name")
 @click.option("--thorough", is_flag=True, help="Also ask what takes some 12 MiB to find out.")
 @pass_call
 def probe(call: Call, name: str, thorough: bool) -> None:
@@ -99,7 +78,6 @@ def probe(call: Call, name: str, thorough: bool) -> None:
     from replicator.opening import open_target
     from replicator.probe import probe as ask
     from replicator.probe import words
-    from replicator.restore_cli import place_of
 
     target = open_target(place_of(call, name))
     try:
@@ -240,6 +218,7 @@ def _lines(beat: Heartbeat | None, waiting: Backlog) -> list[str]:
     return [*lines, told]
 
 
+replicate.add_command(claim)
 replicate.add_command(fetch)
 replicate.add_command(moved)
 replicate.add_command(verify)

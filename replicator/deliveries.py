@@ -9,6 +9,7 @@ tenant's. All mails go to one server, which may hang for all of them, so they ha
 callbacks go on beside it.
 What came of an attempt is written as soon as it is known, so that a crash makes few
 attempts twice. Twice is possible, and announced: the identifier is the same.
+A mail whose approval is over is not sent: its links would decide nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final, final
 
+from cas.approvals import ended_of
 from cas.callbacks import tenant_secret
 from cas.catalog import Snapshot
 from cas.deliveries import (
@@ -27,6 +29,7 @@ from cas.deliveries import (
     Outcome,
     due,
     due_of,
+    opened_payload,
     payload_of,
     record_attempt,
     waiting_tenant,
@@ -34,6 +37,7 @@ from cas.deliveries import (
 from cas.errors import Conflict
 from cas.records import FAILED, Delivery
 from cas.restored import waits_for_acceptance
+from cas.sealing import Ring
 from cas.store import Store
 from replicator.callbacks import Sender
 from replicator.mail import Mailer
@@ -65,13 +69,16 @@ class SendDeliveries:
         sender: Sender,
         mailer: Mailer,
         *,
+        ring: Ring = (),
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),
     ) -> None:
-        """`master` is `Keys.callbacks`; `jitter` gives numbers from -1 to 1."""
+        """`master` is `Keys.callbacks`, `ring` `Keys.secrets`, without which what is sealed
+        waits; `jitter` gives numbers from -1 to 1."""
         self._store = store
         self._master = master
         self._sender = sender
         self._mailer = mailer
+        self._ring = ring
         self._jitter = jitter
         self._give_up_after_us = store.settings.callbacks.give_up_after
         self._flying: dict[asyncio.Task[None], Delivery] = {}
@@ -151,8 +158,15 @@ class SendDeliveries:
     async def _outcome(self, delivery: Delivery) -> Outcome:
         with self._store.catalog.read() as snapshot:
             payload = payload_of(snapshot, delivery.delivery_id)
+            if delivery.kind == MAIL:
+                now_us = self._store.now_us(snapshot)
+                if over := ended_of(snapshot, delivery.subject, now_us):
+                    return Outcome(None, over, unwanted=True)
         if payload is None:
             return Outcome(None, "what was to be sent is gone", hopeless=True)
+        payload = opened_payload(delivery, payload, self._ring)
+        if payload is None:  # which the operator can mend
+            return Outcome(None, "what is sent cannot be opened with ROOT/keys/secrets")
         try:
             if delivery.kind == MAIL:
                 return await self._mailer.send(delivery, payload)

@@ -55,7 +55,9 @@ class Jobs:
             for link in links
         }
         mailer = Mailer(settings.mail)
-        self._sending = SendDeliveries(store, keys.callbacks, sender_of(store), mailer)
+        self._sending = SendDeliveries(
+            store, keys.callbacks, sender_of(store), mailer, ring=keys.secrets
+        )
 
     def due(self) -> list[Job]:
         """Those that end when nothing is due, in the order in which `replicate once` does them.

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import click
-import msgspec
 
+from cas.alone import Alone
+from cas.background import PLACE
 from cas.cli.call import JSON, Call, counted, pass_call, read_value, size
 from cas.cli.exits import WrongFound
 from cas.clock import parse_rfc3339, rfc3339
 from cas.config import TargetSettings
-from cas.errors import InvalidRequest, NotFound
+from cas.errors import NotFound
 from cas.records import Mark
-from cas.records import Target as TargetRecord
 from cas.restored import FETCHING, accept
-from cas.store import Store
-from replicator.heartbeat import Alone
+from replicator.places import place_of
 from replicator.probe import Profile
 from replicator.restoring import (
     Fetched,
@@ -121,7 +118,7 @@ def _goes_on(call: Call, target: Target, options: Options) -> bool:
 
 
 def _fetch(call: Call, target: Target) -> Fetched:
-    alone = Alone(call.settings.store.root)
+    alone = Alone(call.settings.store.root / PLACE)
     try:
         if not alone.take():
             call.say("A background process runs already; it fetches what is read.")
@@ -181,50 +178,6 @@ def _drill(call: Call, settings: TargetSettings) -> None:
     )
 
 
-def place_of(call: Call, source: str | None) -> TargetSettings:
-    """The target that NAME, s3://… or a folder means; raises InvalidRequest."""
-    known = {target.name: target for target in call.settings.targets}
-    if source is None:
-        if len(known) != 1:
-            raise InvalidRequest("--from", f"one of {', '.join(known)}" if known else "is needed")
-        return next(iter(known.values()))
-    if source in known:
-        return known[source]
-    if source.startswith("s3://"):
-        parts = urlsplit(source)
-        return _bucket(call, parts.netloc, parts.path.strip("/"))
-    if "/" in source:
-        path = Path(source).absolute()
-        for target in known.values():
-            if target.kind == "folder" and target.path and target.path.absolute() == path:
-                return target
-        return TargetSettings(name="source", kind="folder", path=path)
-    raise InvalidRequest(source, f"no target of this name; there are {', '.join(known) or 'none'}")
-
-
-def _bucket(call: Call, bucket: str, prefix: str) -> TargetSettings:
-    """A bucket by its name: at the endpoint and with the credentials of the settings."""
-    for target in call.settings.targets:
-        if target.kind == "s3" and target.bucket == bucket:
-            if target.prefix.strip("/") == prefix:
-                return target
-            return msgspec.structs.replace(target, name="source", prefix=prefix)
-    for target in call.settings.targets:
-        if target.kind == "s3":
-            return msgspec.structs.replace(target, name="source", bucket=bucket, prefix=prefix)
-    uploads = call.settings.uploads
-    return TargetSettings(
-        name="source",
-        kind="s3",
-        endpoint=uploads.s3_endpoint,
-        region=uploads.s3_region,
-        access_key=uploads.s3_access_key,
-        secret_key=uploads.s3_secret_key,
-        bucket=bucket,
-        prefix=prefix,
-    )
-
-
 def _open(settings: TargetSettings) -> Target:
     from replicator.opening import open_target
 
@@ -271,20 +224,3 @@ def _lines(made: Restored | None, fetched: Fetched) -> list[str]:
         lines.append(f"{counted(fetched.blobs, 'blob')} fetched, {size(fetched.size_bytes)}.")
     lines += [f"not fetched: {digest}: {why}" for digest, why in fetched.failed.items()]
     return lines
-
-
-def claim_target(store: Store, target: Target) -> str:
-    """Make this node the one that ships to `target`; returns what to tell people."""
-    from replicator.fence import claim, node_of
-
-    node = node_of(store.root, store.disk)
-    with store.catalog.read() as snapshot:
-        record = snapshot.get(TargetRecord, target.name)
-    known = Profile.from_json(record.profile) if record and record.profile else Profile()
-    conditional = known.conditional
-    before = claim(store.catalog, store.store_id(), node, target, conditional=conditional)
-    if before is None:
-        return f"Nobody ships to {target.place} yet; the next replicator that runs does."
-    if before.node == node:
-        return f"This node ships to {target.place} already."
-    return f"This node ships to {target.place} now, in the place of {before.node} on {before.host}."

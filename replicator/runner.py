@@ -12,13 +12,15 @@ from contextlib import suppress
 from itertools import chain, repeat
 from typing import Final, final
 
-from cas.background import Heartbeat, background_of
+from cas.alone import Alone
+from cas.background import PLACE, Heartbeat, background_of
+from cas.beats import BEAT_S
 from cas.config import Settings
 from cas.errors import Conflict
 from cas.keys import load_keys
 from cas.replicas import backlog
 from cas.store import Store
-from replicator.heartbeat import BEAT_S, Alone, write_heartbeat
+from replicator.heartbeat import write_heartbeat
 from replicator.jobs import Jobs
 from replicator.link import Link
 from replicator.links import opened_links
@@ -58,7 +60,7 @@ class Runner:
         The scrub is never due: it is at work for days, a little at a time. Raises Conflict while
         another process has the place.
         """
-        alone = Alone(self._root)
+        alone = Alone(self._root / PLACE)
         try:
             if not alone.take():
                 raise Conflict(f"another replicator (PID {alone.holder()}) runs on this store")
@@ -80,7 +82,7 @@ class Runner:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        alone = Alone(self._root)
+        alone = Alone(self._root / PLACE)
         try:
             if await self._place(alone, stop):
                 # In a thread: an index that must be made anew takes its time.

@@ -1,4 +1,5 @@
-"""`blobcask replicate fetch` and `moved`: when a target is to go, or has another address."""
+"""`blobcask replicate fetch`, `moved` and `claim`: when a target is to go, has another address, or
+had another node that ships to it."""
 
 from __future__ import annotations
 
@@ -6,12 +7,17 @@ from contextlib import ExitStack, closing
 
 import click
 
+from cas.alone import Alone
+from cas.background import PLACE
 from cas.cli.call import Call, counted, pass_call, size
 from cas.cli.exits import WrongFound
 from cas.errors import Conflict, InvalidRequest, NotFound
 from cas.records import Target as TargetRecord
 from cas.replicas import moved as write_moved
+from cas.store import Store
 from cas.totals import blobs_elsewhere
+from replicator.places import place_of
+from replicator.targets import Target
 
 
 @click.command()
@@ -76,13 +82,12 @@ def moved(call: Call, name: str) -> None:
     server there is probed anew.
     """
     from replicator.fence import judge, node_of, read_head
-    from replicator.heartbeat import Alone
     from replicator.opening import open_target
 
     settings = next((each for each in call.settings.targets if each.name == name), None)
     if settings is None:
         raise NotFound("target", name)
-    alone = Alone(call.store_root)
+    alone = Alone(call.store_root / PLACE)
     try:
         if not alone.take():
             raise Conflict(f"a background process (PID {alone.holder()}) runs here; stop it first")
@@ -104,3 +109,43 @@ def moved(call: Call, name: str) -> None:
         {"target": name, "was": record.place, "place": place},
         [f"{name} was {record.place} and is {place} now; what was copied there counts on."],
     )
+
+
+@click.command()
+@click.argument("name")
+@pass_call
+def claim(call: Call, name: str) -> None:
+    """Make this node the one that ships to target NAME, in the place of one that is gone.
+
+    For a ROOT that was moved or copied here for good. Only one node may ship to a target; the
+    other one stops when it next looks. Refuses where the target holds what this store does not
+    know: then restore from there.
+    """
+    from replicator.opening import open_target
+
+    target = open_target(place_of(call, name))
+    try:
+        with call.open() as store:
+            told = _claimed(store, target)
+    finally:
+        target.close()
+    call.answer({"target": name, "claimed": told}, [told])
+
+
+def _claimed(store: Store, target: Target) -> str:
+    """Make this node the one that ships to `target`; returns what to tell people."""
+    from replicator.fence import claim as take_over
+    from replicator.fence import node_of
+    from replicator.probe import Profile
+
+    node = node_of(store.root, store.disk)
+    with store.catalog.read() as snapshot:
+        record = snapshot.get(TargetRecord, target.name)
+    known = Profile.from_json(record.profile) if record and record.profile else Profile()
+    conditional = known.conditional
+    before = take_over(store.catalog, store.store_id(), node, target, conditional=conditional)
+    if before is None:
+        return f"Nobody ships to {target.place} yet; the next replicator that runs does."
+    if before.node == node:
+        return f"This node ships to {target.place} already."
+    return f"This node ships to {target.place} now, in the place of {before.node} on {before.host}."

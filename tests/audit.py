@@ -22,9 +22,12 @@ from cas.records import (
     DELETING,
     LIVE,
     Blob,
+    Event,
     Partial,
     Record,
     Replica,
+    Run,
+    StepValue,
     StoredFile,
     Subscription,
     Total,
@@ -77,7 +80,7 @@ def usage_counted(snapshot: LmdbSnapshot) -> dict[str, Usage]:
 
 
 def totals_counted(snapshot: LmdbSnapshot) -> dict[str, Total]:
-    """What all blobs, rows and waits add up to, by the records themselves."""
+    """What all blobs, rows, waits, events and runs add up to, by the records themselves."""
     count: Counter[str] = Counter()
     size_bytes: Counter[str] = Counter()
     for record in records_in(snapshot):
@@ -92,11 +95,28 @@ def totals_counted(snapshot: LmdbSnapshot) -> dict[str, Total]:
             if asked and record.claimed_at is None:
                 count[f"waits_of:{record.tenant_id}"] += 1
             continue
+        elif isinstance(record, Event):
+            if record.open_for is None:
+                continue
+            name = f"held_of:{record.tenant_id}"
+            count[name] += 1
+            size_bytes[name] += 512 + len(record.payload)
+            continue
+        elif isinstance(record, Run):
+            if record.open is not None:
+                count[f"runs:{record.status}"] += 1
+                count[f"runs_of:{record.tenant_id}"] += 1
+            continue
+        elif isinstance(record, StepValue):
+            count[f"values_of:{record.run_id}"] += 1
+            size_bytes[f"values_of:{record.run_id}"] += len(record.value)
+            count[f"items_of:{record.run_id}"] += record.kind == "item"
+            continue
         else:
             continue
         count[name] += 1
         size_bytes[name] += record.size_bytes
-    return {name: Total(name, count[name], size_bytes[name]) for name in count}
+    return {name: Total(name, count[name], size_bytes[name]) for name in count if count[name]}
 
 
 def audit(

@@ -11,16 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cas.config import (
-    Key,
-    Settings,
-    TargetSettings,
-    load_settings,
-    parse_duration,
-    parse_size,
-    setting_keys,
-)
+from cas.config import Settings, TargetSettings
 from cas.errors import InvalidSetting
+from cas.setting_keys import Key, setting_keys
+from cas.setting_kinds import parse_duration, parse_size
+from cas.setting_sources import load_settings
 from tests.conftest import CHECKOUT
 
 DOCUMENTATION = CHECKOUT / "config.ini"

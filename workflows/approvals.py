@@ -26,14 +26,16 @@ from cas.errors import (
     InvalidSetting,
     LinkExpired,
     NotFound,
+    RunEnded,
 )
 from cas.identifiers import new_id
 from cas.links import SignedLinks
-from cas.listing import Page, newest
+from cas.listing import Page, newest, own
 from cas.mailboxes import read_mailbox
 from cas.once import OnceKey, once
-from cas.records import APPROVED, CANCELLED, EXPIRED, PENDING, REJECTED, Approval
+from cas.records import APPROVED, CANCELLED, EXPIRED, PENDING, REJECTED, Approval, Run
 from cas.references import DIRECT_RUN, check_segment
+from cas.sealing import Ring
 from cas.uploads import check_url
 from workflows.mails import approval_mail
 
@@ -87,36 +89,39 @@ class Approvals:
         catalog: Catalog,
         links: SignedLinks,
         settings: Settings,
+        ring: Ring,
         *,
         tenant_id: str,
         actor: str,
         request_id: str,
     ) -> None:
+        """`ring` is `Keys.secrets`: what is mailed is recorded sealed."""
         self._catalog = catalog
         self._links = links
         self._settings = settings
+        self._ring = ring
         self._tenant_id = check_segment(tenant_id, "tenant")
         self._actor = actor
         self._request_id = request_id
 
-    def request(
-        self, wanted: ApprovalRequest, key: OnceKey | None = None, *, base: str = ""
-    ) -> Approval:
+    def request(self, wanted: ApprovalRequest, key: OnceKey | None = None) -> Approval:
         """Record a question and the mails that carry its links; durable on return. With a
         `key`, once: what was asked before is returned, and nobody is mailed again.
 
         One at a time of each `approval_key` in a run (`direct` is one, too): what the one
         before it came to is told to nobody who begins to wait after this.
 
-        `base` is the address that links in mails begin with; "" takes `[gateway] public_url`.
-        Raises ApprovalKeyTaken while another one with this key is pending in the run,
-        InvalidRequest, InvalidName with the field's value and the reason, KeyReused, and
-        InvalidSetting where mails need an address and there is none.
+        Links in mails begin with `[gateway] public_url` and nothing else: whoever asks must
+        not choose where people are led to by a mail of ours.
+
+        Raises ApprovalKeyTaken while another one with this key is pending in the run, RunEnded
+        for a run of the tenant's that has ended, InvalidRequest, InvalidName with the field's
+        value and the reason, KeyReused, and InvalidSetting where mails need an address and
+        there is none.
         """
         _check(wanted)
         mailed = _mailed(wanted.addressees) if self._settings.mail.host else []
-        base = base or self._settings.gateway.public_url
-        if mailed and not base:
+        if mailed and not self._settings.gateway.public_url:
             raise InvalidSetting("gateway", "public_url", "", "mailed links need an address")
         term_us = DEFAULT_EXPIRY_US
         if wanted.expires_in_s is not None:
@@ -124,6 +129,7 @@ class Approvals:
 
         def insert(txn: Transaction) -> str:
             keep_us = self._settings.events.keep
+            self._refuse_ended(txn, wanted.run)
             take_key(txn, self._tenant_id, wanted.run, wanted.approval_key, keep_us=keep_us)
             approval = Approval(
                 approval_id=new_id(txn.now_us),
@@ -143,12 +149,12 @@ class Approvals:
                 undated_at=None if txn.believed else txn.now_us,
             )
             txn.insert(approval)
-            for pair in self.links(base, approval) if mailed else []:
+            for pair in self.links("", approval) if mailed else []:
                 if pair.addressee in mailed:
                     mail = approval_mail(approval, pair.approve_url, pair.reject_url)
                     payload = {"to": pair.addressee, **mail}
                     subject, target = approval.approval_id, pair.addressee
-                    enqueue(txn, self._tenant_id, MAIL, subject, target, payload)
+                    enqueue(txn, self._tenant_id, MAIL, subject, target, payload, ring=self._ring)
             return approval.approval_id
 
         def change(txn: Transaction) -> Approval:
@@ -202,9 +208,16 @@ class Approvals:
 
         return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
 
+    def _refuse_ended(self, snapshot: Snapshot, run_id: str) -> None:
+        """Raise RunEnded where nobody is there any more to hear the answer. A run of which
+        nothing is known here may be anything, such as a name that a client chose."""
+        run = own(snapshot, Run, self._tenant_id, run_id)
+        if run is not None and run.open is None:
+            raise RunEnded(run.status)
+
     def _own(self, snapshot: Snapshot, approval_id: str) -> Approval:
-        approval = snapshot.get(Approval, approval_id)
-        if approval is None or approval.tenant_id != self._tenant_id:
+        approval = own(snapshot, Approval, self._tenant_id, approval_id)
+        if approval is None:
             raise NotFound("approval", approval_id)
         return approval
 

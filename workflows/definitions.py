@@ -5,28 +5,43 @@ validate it, and refuses what the engine does not carry, by name: a definition t
 otherwise than it says is worse than none. `Definition.from_json` reads what `parse` has
 accepted before, without highway_dsl.
 
+highway_dsl sees one operator at a time, by the class that its `operator_type` names; bodies and
+branches are walked here. Left to itself it tries fifteen classes for each task of a body, one
+after the other, and again for each loop around it: a kilobyte would take for ever.
+
 Of a foreach highway_dsl repeats the tasks of its body among those of the workflow
 (`is_internal_loop_task`); here they are in the body alone. The tasks of a parallel's branches
 are in its branches alone, in highway_dsl as here; a parallel is done when its branches are, so
 the task that highway_dsl adds to wait for them (`tools.workflow.wait_for_parallel_branches`)
 is a join here.
+
+The tasks of a condition's ways are among those of the workflow, and nothing says which of them
+are whose: highway_dsl has all of them depend on the condition too. So one that depends on it and
+comes after what it leads to is of that way (`engine.plan`). One that depends on the condition
+alone runs once that is decided, whichever way: `.condition(…).task(…)` writes this. What depends
+on it and on something else before the ways could be meant either way, and is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Final, final
 
 import msgspec
 
-from cas.errors import InvalidWorkflow, OperatorUnsupported, TooLarge
+from cas.clock import SECOND_US
+from cas.errors import InvalidRequest, InvalidWorkflow, OperatorUnsupported, TooLarge
+from cas.events import check_event_name
 from workflows import templates
 from workflows.notation import read_notation
 
 DEFINITION_BYTES_MAX: Final = 1 << 20
 TASKS_MAX: Final = 1000
+# Loops and parallels in each other. With as many items as a loop may have, the name of a step,
+# which has a number of each loop, is then no longer than that of a wait may be.
+NESTING_MAX: Final = 20
 # Of all templates of a definition, without the texts around them: Jinja reads a MiB of them in
 # five seconds, in a process that others need.
 TEMPLATE_BYTES_MAX: Final = 256 << 10
@@ -73,6 +88,8 @@ _UNSUPPORTED_OF_TASKS: Final = (
 )
 _ODD: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 _LIMITED: Final = (TASK, WAIT, WAIT_FOR_EVENT, FOREACH)  # those whose time can be limited
+_TRIED_AGAIN: Final = (TASK, EMIT_EVENT)  # those whose failure another attempt may mend
+_INSIDE: Final = ("loop_body", "branch_workflows")  # what an operator has in it
 _UNSUPPORTED_OF_WORKFLOWS: Final = ("schedule", "start_date", "is_paused", "deadline_seconds")
 
 
@@ -132,14 +149,8 @@ class Definition(msgspec.Struct, frozen=True, omit_defaults=True):
         """
         if len(text.encode(errors="surrogatepass")) > DEFINITION_BYTES_MAX:
             raise TooLarge(DEFINITION_BYTES_MAX)
-        workflow = _validated(text)
-        for field in _UNSUPPORTED_OF_WORKFLOWS:
-            if getattr(workflow, field):
-                raise InvalidWorkflow(workflow.name, f"{field} is not supported")
-        try:
-            tasks = _tasks(workflow.tasks.values(), workflow.default_retry_policy)
-        except RecursionError:
-            raise InvalidWorkflow(workflow.name, "too deep") from None
+        workflow, operators = _workflow(read_notation(text), "definition")
+        tasks = _tasks(operators, workflow.default_retry_policy, 0)
         if not tasks:
             raise InvalidWorkflow(workflow.name, "it has no tasks")
         definition = cls(workflow.name, {task.task_id: task for task in tasks}, workflow.variables)
@@ -178,6 +189,18 @@ class Definition(msgspec.Struct, frozen=True, omit_defaults=True):
             if task.operator == TASK and task.function not in names:
                 raise InvalidWorkflow(task.task_id, f"there is no tool {task.function!r}")
 
+    def check_times(self, now_us: int) -> None:
+        """Raises InvalidWorkflow for a wait until a time that is written down, and further off
+        than a wait can be. `now_us`: the catalog's time."""
+        for task in self.everything():
+            until = task.wait_for
+            if task.operator != WAIT or not isinstance(until, str) or "{{" in until:
+                continue
+            moment = datetime.fromisoformat(until)
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            if moment.timestamp() - now_us / SECOND_US > TIME_S_MAX:
+                raise InvalidWorkflow(task.task_id, "a wait until a time takes up to ten years")
+
     def _check(self) -> None:
         identifiers: set[str] = set()
         template_bytes = 0
@@ -187,9 +210,14 @@ class Definition(msgspec.Struct, frozen=True, omit_defaults=True):
             # Steps are kept by these names, and the templates see them all together.
             if task.task_id in identifiers:
                 raise InvalidWorkflow(task.task_id, "two tasks have this name")
-            if not task.task_id or len(task.task_id) > 200 or set("#:/") & set(task.task_id):
-                # Waits and keys of steps are named by it, and a client's own have a ":".
-                raise InvalidWorkflow(task.task_id[:200], "a name of 1 to 200 characters, no # : /")
+            if task.task_id in (".", ".."):
+                # Of an address clients take these away, percent-encoded or not.
+                raise InvalidWorkflow(task.task_id, "a name that is not only dots")
+            if not task.task_id or len(task.task_id) > 200 or set("#:/!") & set(task.task_id):
+                # Waits and keys of steps are named by it: a client's own have a ":", those for
+                # the end of a loop's time a "!".
+                reason = "a name of 1 to 200 characters, no # : / !"
+                raise InvalidWorkflow(task.task_id[:200], reason)
             identifiers.add(task.task_id)
             template_bytes += _check_templates(task)
             if template_bytes > TEMPLATE_BYTES_MAX:
@@ -231,71 +259,167 @@ def _check_level(tasks: list[Task]) -> None:
                 raise InvalidWorkflow(task.task_id, f"it leads to {name!r}, which is not there")
             if task.task_id not in here[name].dependencies:
                 raise InvalidWorkflow(name, f"it does not depend on {task.task_id!r}, as it must")
+    order = TopologicalSorter({task.task_id: task.dependencies for task in tasks})
     try:
-        TopologicalSorter({task.task_id: task.dependencies for task in tasks}).prepare()
+        _check_ways(here, list(order.static_order()))
     except CycleError as error:
         raise InvalidWorkflow(str(error.args[1][0]), "it depends on itself") from None
 
 
-def _validated(text: str) -> Any:
-    """highway_dsl's own value of it, which has no types for us."""
+def _check_ways(here: Mapping[str, Task], order: Sequence[str]) -> None:
+    """Raises InvalidWorkflow for a task of which nobody can tell whether it is of a way of a
+    condition. `order`: so that each comes after those that it depends on.
+    """
+    # Sets of tasks as bits: there may be very many dependencies.
+    bit = {name: 1 << number for number, name in enumerate(order)}
+    conditions = sum(bit[name] for name in order if here[name].operator == CONDITION)
+    before: dict[str, int] = {}  # all that have to end before a task
+    for name in order:
+        task = here[name]
+        direct = before[name] = 0
+        for other in task.dependencies:
+            direct |= bit[other]
+            before[name] |= before[other] | bit[other]
+        for other in task.dependencies:
+            condition = here[other]
+            leads_to = [one for one in (condition.if_true, condition.if_false) if one]
+            # The condition of the way that this one is in, which its tasks depend on as well.
+            around = conditions & before[other]
+            if (
+                leads_to
+                and name not in leads_to
+                and direct & ~bit[other] & ~around
+                and not any(before[name] & bit[one] for one in leads_to)
+            ):
+                raise InvalidWorkflow(
+                    name,
+                    f"it depends on the condition {other!r} and on others, none of which comes "
+                    "after a task that this leads to: nothing tells which way it is of. Have it "
+                    "depend on the first task of its way, or of both",
+                )
+
+
+def _workflow(data: Any, name: str) -> tuple[Any, Mapping[Any, Any]]:
+    """highway_dsl's own value of a workflow without tasks, which has no types for us; and its
+    tasks, as they came. Raises InvalidWorkflow, with `name` or that of the workflow."""
     # Late: pydantic and the DSL cost a fifth of a second, which only who submits should pay.
     from highway_dsl import Workflow
+
+    if not isinstance(data, Mapping) or not isinstance(data.get("tasks"), Mapping):
+        raise InvalidWorkflow(name, "not a workflow of highway_dsl: it has no tasks")
+    for task_name, task in data["tasks"].items():
+        _kind(task, _shown(task, task_name))
+    workflow = _model(Workflow, {**data, "tasks": {}}, name)
+    for field in _UNSUPPORTED_OF_WORKFLOWS:
+        if getattr(workflow, field):
+            raise InvalidWorkflow(workflow.name, f"{field} is not supported")
+    return workflow, data["tasks"]
+
+
+def _operator(raw: Any, name: str) -> Any:
+    """highway_dsl's own value of one operator, without those in it."""
+    import highway_dsl
+
+    classes = {
+        TASK: highway_dsl.TaskOperator,
+        FOREACH: highway_dsl.ForEachOperator,
+        CONDITION: highway_dsl.ConditionOperator,
+        PARALLEL: highway_dsl.ParallelOperator,
+        JOIN: highway_dsl.JoinOperator,
+        WAIT: highway_dsl.WaitOperator,
+        WAIT_FOR_EVENT: highway_dsl.WaitForEventOperator,
+        EMIT_EVENT: highway_dsl.EmitEventOperator,
+    }
+    kind = _kind(raw, name)
+    outside = {key: value for key, value in raw.items() if key not in _INSIDE}
+    return _model(classes[kind], outside, name)
+
+
+def _kind(raw: Any, name: str) -> str:
+    kind = raw.get("operator_type") if isinstance(raw, Mapping) else None
+    if not isinstance(kind, str):
+        raise InvalidWorkflow(name, "it has no operator_type")
+    if kind not in OPERATORS:
+        raise OperatorUnsupported(name, kind[:100])
+    return kind
+
+
+def _model(kind: Any, data: Mapping[Any, Any], name: str) -> Any:
     from pydantic import ValidationError
 
-    data = read_notation(text)
-    if not isinstance(data, Mapping) or not isinstance(data.get("tasks"), Mapping):
-        raise InvalidWorkflow("definition", "not a workflow of highway_dsl: it has no tasks")
-    for name, task in data["tasks"].items():
-        operator = task.get("operator_type") if isinstance(task, Mapping) else None
-        if not isinstance(operator, str):
-            raise InvalidWorkflow(str(name)[:200], "it has no operator_type")
-        if operator not in OPERATORS:
-            raise OperatorUnsupported(str(name)[:200], operator[:100])
     try:
-        return Workflow.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "definition"
-        raise InvalidWorkflow(place[:200], str(first["msg"])[:500]) from None
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        told = f"{place}: {first['msg']}" if place else str(first["msg"])
+        raise InvalidWorkflow(name, told[:500]) from None
     except _ODD as error:
         # Its own validators meet values of other types than they expect.
-        raise InvalidWorkflow("definition", str(error)[:500]) from None
+        raise InvalidWorkflow(name, str(error)[:500]) from None
 
 
-def _tasks(operators: Iterable[Any], policy: Any) -> list[Task]:
-    """The tasks of one level, without those that highway_dsl repeats from bodies."""
-    level = list(operators)
-    inside = {name for operator in level for name in _names_inside(operator)}
+def _tasks(operators: Mapping[Any, Any], policy: Any, depth: int) -> list[Task]:
+    """The tasks of one level, without those that highway_dsl repeats from bodies. `operators`:
+    as they came, by a name for each; `depth`: how many loops and parallels are around them."""
+    inside: dict[str, Any] = {}
+    for raw in operators.values():
+        _take_inside(raw, inside)
+    level = [
+        (_operator(raw, _shown(raw, name)), raw)
+        for name, raw in operators.items()
+        if not _is_repeated(raw, inside)
+    ]
     branch_of = {
         name: operator.task_id
-        for operator in level
+        for operator, _ in level
         for branch in getattr(operator, "branches", {}).values()
         for name in branch
     }
-    return [
-        _task(operator, branch_of, policy) for operator in level if operator.task_id not in inside
-    ]
+    return [_task(operator, raw, branch_of, policy, depth) for operator, raw in level]
 
 
-def _names_inside(operator: Any) -> Iterator[str]:
-    """The names of the tasks of a body, and of the bodies in it."""
-    for inner in getattr(operator, "loop_body", ()):
-        yield inner.task_id
-        yield from _names_inside(inner)
+def _shown(raw: Any, name: Any) -> str:
+    task_id = raw.get("task_id") if isinstance(raw, Mapping) else None
+    return (task_id if isinstance(task_id, str) else str(name))[:200]
 
 
-def _task(operator: Any, branch_of: Mapping[str, str], policy: Any) -> Task:
+def _take_inside(raw: Any, inside: dict[str, Any]) -> None:
+    """Add the tasks of a body, and of the bodies in it, by their names."""
+    body = raw.get("loop_body") if isinstance(raw, Mapping) else None
+    for inner in body if isinstance(body, list) else ():
+        if isinstance(inner, Mapping) and isinstance(inner.get("task_id"), str):
+            inside[inner["task_id"]] = inner
+            _take_inside(inner, inside)
+
+
+def _is_repeated(raw: Any, inside: Mapping[str, Any]) -> bool:
+    """Whether it is in a body too. Raises InvalidWorkflow where it is another one there."""
+    if not isinstance(raw, Mapping) or raw.get("is_internal_loop_task") is not True:
+        return False
+    name = raw.get("task_id")
+    if not isinstance(name, str) or name not in inside:
+        return False
+    if inside[name] != raw:
+        raise InvalidWorkflow(name[:200], "it is written twice, and not as in the loop's body")
+    return True
+
+
+def _task(
+    operator: Any, raw: Mapping[Any, Any], branch_of: Mapping[str, str], policy: Any, depth: int
+) -> Task:
     kind = _word(operator.operator_type)
-    if kind not in OPERATORS:
-        raise OperatorUnsupported(operator.task_id, kind)
     for field in _UNSUPPORTED_OF_TASKS:
         if getattr(operator, field):
             raise InvalidWorkflow(operator.task_id, f"{field} is not supported")
-    waits = [*operator.dependencies, *(operator.join_tasks if kind == JOIN else ())]
+    waits = [*operator.dependencies, *getattr(operator, "join_tasks", ())]
     # A parallel ends with its branches: who waits for a task in one of them waits for it.
     dependencies = list(dict.fromkeys(branch_of.get(name, name) for name in waits))
+    if kind == TASK and operator.function == _WAIT_FOR_BRANCHES:
+        kind = JOIN
     retry = operator.retry_policy or (policy if kind == TASK else None)
+    if kind not in _TRIED_AGAIN and retry is not None and retry.max_retries > 0:
+        raise InvalidWorkflow(operator.task_id, f"a retry of {kind} is not supported")
     common: dict[str, Any] = {
         "task_id": operator.task_id,
         "operator": kind,
@@ -307,8 +431,6 @@ def _task(operator: Any, branch_of: Mapping[str, str], policy: Any) -> Task:
         if operator.timeout_policy is None
         else _timeout_s(operator.task_id, operator.timeout_policy.timeout.total_seconds()),
     }
-    if kind == TASK and operator.function == _WAIT_FOR_BRANCHES:
-        return Task(**{**common, "operator": JOIN})
     if kind == TASK:
         return Task(
             **common, function=operator.function, args=operator.args, kwargs=operator.kwargs
@@ -316,7 +438,7 @@ def _task(operator: Any, branch_of: Mapping[str, str], policy: Any) -> Task:
     if kind == FOREACH:
         if operator.dynamic:
             raise InvalidWorkflow(operator.task_id, "dynamic is not supported")
-        body = _body(operator, policy)
+        body = _body(operator, raw, policy, depth)
         return Task(**common, items=operator.items, body=body)
     if kind == CONDITION:
         return Task(
@@ -328,51 +450,81 @@ def _task(operator: Any, branch_of: Mapping[str, str], policy: Any) -> Task:
     if kind == PARALLEL:
         if operator.timeout is not None and common["timeout_s"] is None:
             common["timeout_s"] = _timeout_s(operator.task_id, operator.timeout)
-        return Task(**common, branches=_branches(operator, policy))
+        return Task(**common, branches=_branches(operator, raw, policy, depth))
     if kind == JOIN:
+        if not hasattr(operator, "join_mode"):
+            return Task(**common)
         return Task(**{**common, "trigger_rule": _JOIN_RULES[_word(operator.join_mode)]})
     if kind == WAIT:
         return Task(**common, wait_for=_moment(operator.task_id, operator.wait_for))
     if kind == WAIT_FOR_EVENT:
         if operator.timeout_seconds is not None:
             common["timeout_s"] = _timeout_s(operator.task_id, operator.timeout_seconds)
-        return Task(**common, event_name=operator.event_name)
+        return Task(**common, event_name=_event_name(operator, posted=False))
     assert kind == EMIT_EVENT
-    return Task(**common, event_name=operator.event_name, payload=operator.payload)
+    event_name = _event_name(operator, posted=True)
+    return Task(**common, event_name=event_name, payload=operator.payload)
 
 
-def _body(operator: Any, policy: Any) -> list[Task]:
-    """A foreach's tasks; that the first ones come after the foreach itself goes without saying."""
-    body = [
-        msgspec.structs.replace(
-            task, dependencies=[name for name in task.dependencies if name != operator.task_id]
-        )
-        for task in _tasks(operator.loop_body, policy)
-    ]
-    if not body:
+def _body(operator: Any, raw: Mapping[Any, Any], policy: Any, depth: int) -> list[Task]:
+    """A foreach's tasks. That they come after the foreach, and after what that depends on, goes
+    without saying: highway_dsl says the former of the first one, and of all of them that they
+    come after the condition whose way the foreach is in."""
+    body = raw.get("loop_body", [])
+    if not isinstance(body, list):
+        raise InvalidWorkflow(operator.task_id, "loop_body: no list")
+    tasks = _tasks(dict(enumerate(body)), policy, _deeper(operator, depth))
+    if not tasks:
         raise InvalidWorkflow(operator.task_id, "its body has no tasks")
-    return body
+    said = {operator.task_id, *operator.dependencies} - {task.task_id for task in tasks}
+    return [
+        msgspec.structs.replace(
+            task, dependencies=[name for name in task.dependencies if name not in said]
+        )
+        for task in tasks
+    ]
 
 
-def _branches(operator: Any, policy: Any) -> dict[str, list[Task]]:
-    from highway_dsl import Workflow
-    from pydantic import ValidationError
-
+def _branches(
+    operator: Any, raw: Mapping[Any, Any], policy: Any, depth: int
+) -> dict[str, list[Task]]:
+    workflows = raw.get("branch_workflows", {})
+    if not isinstance(workflows, Mapping) or set(workflows) - set(operator.branches):
+        raise InvalidWorkflow(operator.task_id, "branch_workflows: not those of its branches")
     branches: dict[str, list[Task]] = {}
     for name, names in operator.branches.items():
-        try:
-            workflow = Workflow.model_validate(operator.branch_workflows[name])
-        except KeyError:
-            raise InvalidWorkflow(operator.task_id, f"branch {name!r} has no tasks") from None
-        except (ValidationError, *_ODD) as error:
-            raise InvalidWorkflow(operator.task_id, f"branch {name!r}: {error}"[:500]) from None
-        tasks = _tasks(workflow.tasks.values(), workflow.default_retry_policy or policy)
+        if name not in workflows:
+            raise InvalidWorkflow(operator.task_id, f"branch {name!r} has no tasks"[:500])
+        workflow, operators = _workflow(workflows[name], f"{operator.task_id}.{name}"[:200])
+        if workflow.variables:
+            raise InvalidWorkflow(operator.task_id, "variables of a branch are not supported")
+        retry = workflow.default_retry_policy or policy
+        tasks = _tasks(operators, retry, _deeper(operator, depth))
         if not tasks or not {task.task_id for task in tasks} <= set(names):
-            raise InvalidWorkflow(operator.task_id, f"branch {name!r} has other tasks than it says")
+            reason = f"branch {name!r} has other tasks than it says"[:500]
+            raise InvalidWorkflow(operator.task_id, reason)
         branches[name] = tasks
     if not branches:
         raise InvalidWorkflow(operator.task_id, "it has no branches")
     return branches
+
+
+def _deeper(operator: Any, depth: int) -> int:
+    if depth >= NESTING_MAX:
+        reason = f"more than {NESTING_MAX} loops and parallels in each other"
+        raise InvalidWorkflow(operator.task_id, reason)
+    return depth + 1
+
+
+def _event_name(operator: Any, *, posted: bool) -> str:
+    """The name of an event; what a template gives is not known here."""
+    name = str(operator.event_name)
+    if "{{" not in name:
+        try:
+            check_event_name(name, posted=posted)
+        except InvalidRequest as error:
+            raise InvalidWorkflow(operator.task_id, error.reason) from None
+    return name
 
 
 def _word(choice: Any) -> str:

@@ -103,7 +103,7 @@ class EmbeddedPlace:
     ) -> RequestedApproval:
         base = self._base()
         approvals = self._workflows.approvals(self._tenant_id, self._actor)
-        approval = approvals.request(wanted, key, base=base)
+        approval = approvals.request(wanted, key)
         return RequestedApproval(
             approval.approval_id,
             event_name(approval.approval_key),

@@ -28,6 +28,7 @@ from cas.errors import CatalogClosed, InvalidRequest, NotFound, TooLarge
 from cas.once import OnceKey, once
 from cas.records import Event, Subscription
 from cas.references import DIRECT_RUN, check_segment
+from workflows.notation import LEVELS_MAX, is_too_deep
 from workflows.watcher import Watcher
 
 STEP_CHARS_MAX: Final = 400
@@ -70,13 +71,16 @@ class Events:
         tenant_id: str,
         actor: str,
         request_id: str = "",
+        held_bytes_max: int = 0,
     ) -> None:
+        """`held_bytes_max`: how much may be held for waits that begin later; 0: no limit."""
         self._catalog = catalog
         self._watcher = watcher
         self._settings = settings
         self._tenant_id = check_segment(tenant_id, "tenant")
         self._actor = actor
         self._request_id = request_id
+        self._held_bytes_max = held_bytes_max
 
     def emit(
         self,
@@ -93,7 +97,7 @@ class Events:
         With a `key`, once: the repetition is answered as the first time.
 
         Raises NoWaitingWorkflow where nobody waits and it is not to be held (nothing is kept
-        then), InvalidRequest, TooLarge, KeyReused.
+        then), TooManyHeld where it is and there is no room, InvalidRequest, TooLarge, KeyReused.
         """
         events.check_event_name(event_name, posted=True)
         events.check_correlation_key(correlation_key)
@@ -105,6 +109,8 @@ class Events:
             raw = msgspec.json.encode(payload)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequest("payload", f"payload is a JSON value: {error}") from None
+        if is_too_deep(payload):
+            raise InvalidRequest("payload", f"payload has {LEVELS_MAX} levels at most")
         if len(raw) > self._settings.payload_max:
             raise TooLarge(self._settings.payload_max)
 
@@ -118,6 +124,7 @@ class Events:
                     correlation_key,
                     hold_us=hold_us,
                     keep_us=self._settings.keep,
+                    held_bytes_max=self._held_bytes_max,
                 )
                 return msgspec.json.encode([event.event_id, delivered_to]).decode()
 
@@ -204,6 +211,20 @@ class Events:
                 return self._claimed(txn, taken)
             events.drop(txn, taken)
             return None
+
+        return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
+
+    def leave(self, subscription_id: str) -> Claimed | None:
+        """What the wait was given, where nobody else may have it; else nothing is left of it, and
+        a held event is there for others again: None.
+
+        For a client that is all but gone, and cannot ask again. Durable on return. Raises
+        NotFound.
+        """
+
+        def change(txn: Transaction) -> Claimed | None:
+            left = events.leave(txn, self._own(txn, subscription_id), self._settings.keep)
+            return None if left is None else self._claimed(txn, left)
 
         return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, TypedDict
 
+from msgspec import UNSET
+
 from cas.clock import rfc3339
+from cas.errors import NotFound
 from cas.records import COMPLETED, Run, Step
 from workflows.runs import RunView
 
 
 class StepForm(TypedDict):
     """One step. `iteration` is "" outside of loops, else the item's number from 0; `shown` is
-    what others need while it waits, such as the link of an upload. A result that is too large
-    to be told is `{"truncated": true, "size_bytes": n}`."""
+    what others need while it waits, such as the link of an upload, and `value_bytes` is the
+    length of either as JSON. A result that is too large to be told is `{"truncated": true,
+    "size_bytes": n, "result_url": path}`: there it is told whole."""
 
     step: str
     iteration: str
@@ -23,6 +26,7 @@ class StepForm(TypedDict):
     ended_at: str | None
     result: Any
     shown: Any
+    value_bytes: int | None
     error: str
 
 
@@ -41,11 +45,20 @@ class RunForm(TypedDict):
 
 class WholeRunForm(RunForm):
     """A run: its inputs, its steps in the order in which they began, and its variables, which
-    are the inputs and the results of steps by their `result_key`, or else their name."""
+    are the inputs and the results of steps by their `result_key`, or else their name. Of more
+    than 1,000 steps the earliest in loops are left out; they are in the listing of its steps."""
 
     inputs: dict[str, Any]
     steps: list[StepForm]
+    steps_truncated: bool
     variables: dict[str, Any]
+
+
+class StepsForm(TypedDict):
+    """A page of a run's steps, by name and iteration; `next_cursor` asks for the next."""
+
+    steps: list[StepForm]
+    next_cursor: str | None
 
 
 class RunsForm(TypedDict):
@@ -71,14 +84,36 @@ def run_form(run: Run) -> RunForm:
 def whole_run(view: RunView) -> WholeRunForm:
     return {
         **run_form(view.run),
-        "inputs": json.loads(view.run.inputs),
-        "steps": [step_form(step, view) for step in view.steps],
+        "inputs": view.inputs,
+        "steps": _step_forms(view.steps_told, view.told),
+        "steps_truncated": len(view.steps_told) < len(view.steps),
         "variables": view.variables,
     }
 
 
-def step_form(step: Step, view: RunView) -> StepForm:
-    value = view.told.get((step.step_id, step.iteration))
+def steps_page(view: RunView, cursor: str | None, limit: int) -> StepsForm:
+    """Some of a run's steps."""
+    page = view.page(cursor, limit)
+    return {
+        "steps": _step_forms(page.items, view.told_among(page.items)),
+        "next_cursor": page.next_cursor,
+    }
+
+
+def one_step(view: RunView, step_id: str, iteration: str = "") -> StepForm:
+    """One step of a run; raises NotFound where it is not there, or has not begun."""
+    step = view.step(step_id, iteration)
+    if step is None:
+        raise NotFound("step", step_id)
+    value = view.told_of(step)
+    return _step_form(step, None if value is UNSET else value)
+
+
+def _step_forms(steps: list[Step], told: dict[tuple[str, str], Any]) -> list[StepForm]:
+    return [_step_form(step, told.get((step.step_id, step.iteration))) for step in steps]
+
+
+def _step_form(step: Step, value: Any) -> StepForm:
     done = step.status == COMPLETED
     return {
         "step": step.step_id,
@@ -89,6 +124,7 @@ def step_form(step: Step, view: RunView) -> StepForm:
         "ended_at": _time(step.ended_at),
         "result": value if done else None,
         "shown": None if done else value,
+        "value_bytes": step.value_bytes,
         "error": step.error,
     }
 

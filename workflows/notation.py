@@ -1,12 +1,14 @@
 """Notation: the JSON or YAML that a definition is written in, as plain values.
 
-What comes from here can be kept: it is JSON, in Unicode, and not nested without end.
+What comes from here can be kept: it is JSON, in Unicode, and not nested without end. How deep
+anything may be that is kept as JSON is said here, once: definitions, inputs, the payloads of
+events, the results of tools.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +17,9 @@ from cas.errors import InvalidWorkflow
 
 # Even with libyaml, YAML takes a hundred times as long as JSON, in a process that others need.
 YAML_BYTES_MAX: Final = 128 << 10
-LEVELS_MAX: Final = 200
+# Fixed, and far from what any reader's stack takes: whoever reads a value later may have less of
+# it left than who took it.
+LEVELS_MAX: Final = 100
 _WHAT: Final = "definition"
 # With these PyYAML meets values that their tags do not go with, such as `!!bool x`.
 _ODD: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -62,17 +66,24 @@ def _yaml(text: str) -> Any:
 
 
 def check_depth(value: Any) -> None:
-    """Raises InvalidWorkflow for what is too deep: whoever reads it later may have less of the
-    stack left than who read it first."""
-    level = [value]
+    """Raises InvalidWorkflow for what has more than LEVELS_MAX levels."""
+    if is_too_deep(value):
+        raise InvalidWorkflow(_WHAT, f"too deep: more than {LEVELS_MAX} levels")
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether there are more than LEVELS_MAX lists and objects in each other."""
+    level = _nested([value])
     for _ in range(LEVELS_MAX):
-        inner: list[Any] = []
-        for one in level:
-            if isinstance(one, Mapping):
-                inner += one.values()
-            elif isinstance(one, list | tuple | set):
-                inner += one
-        if not inner:
-            return
-        level = inner
-    raise InvalidWorkflow(_WHAT, f"too deep: more than {LEVELS_MAX} levels")
+        if not level:
+            return False
+        level = [
+            inner
+            for one in level
+            for inner in _nested(one.values() if isinstance(one, Mapping) else one)
+        ]
+    return bool(level)
+
+
+def _nested(values: Iterable[Any]) -> list[Any]:
+    return [one for one in values if isinstance(one, Mapping | list | tuple | set)]

@@ -5,7 +5,8 @@
         tools.storage.store(name="report", data="…", content_type="text/plain")
 
 The token's tenant is the tenant, and its permissions say what may be done: `manage_storage`,
-`view_storage`, `manage_uploads`, `manage_workflows`, `emit_events`.
+`view_storage`, `manage_uploads`, `manage_workflows`, `emit_events`, `wait_events` (which
+`manage_workflows` includes).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from cas.retention import Retention
 from cas.uploads import UploadRequest
 from workflows.approvals import ApprovalLinks, ApprovalRequest
 from workflows.events import Claimed
+from workflows.signatures import REFUSE
 from workflows.tools.place import RegisteredWebhook, RequestedApproval, RequestedUpload
 from workflows.webhooks import WebhookRequest
 
@@ -145,6 +147,8 @@ class RemotePlace:
             "expires_in": wanted.expires_in_s,
             "run": wanted.run,
         }
+        if wanted.repeats != REFUSE:  # a server that does not know them yet refuses them anyway
+            asked["repeats"] = wanted.repeats
         form = self._store.webhooks().register(asked, key)
         return RegisteredWebhook(
             form["webhook_id"],

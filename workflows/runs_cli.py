@@ -23,6 +23,7 @@ from cas.cli.exits import WrongFound
 from cas.errors import InvalidRequest
 from cas.keys import load_keys
 from cas.records import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, WAITING
+from cas.runner import runner_of
 from workflows.forms import run_form, whole_run
 from workflows.leaving import leave_at_end
 from workflows.runs import ENDED
@@ -41,6 +42,7 @@ class RunsView(Protocol):
 
     def submit(self, definition: str, inputs: Mapping[str, Any]) -> JSON: ...
     def get(self, run_id: str) -> JSON: ...
+    def result(self, run_id: str, step_id: str, iteration: str = "") -> Any: ...
     def list(self, status: str | None, cursor: str | None, limit: int) -> JSON: ...
     def cancel(self, run_id: str) -> JSON: ...
 
@@ -85,17 +87,26 @@ class LocalRuns:
             if runner.left:
                 leave_at_end()
 
+    def trouble(self) -> list[str]:
+        """Why nobody carries them out, in words for anybody."""
+        return runner_of(self._store).trouble()
+
     def submit(self, definition: str, inputs: Mapping[str, Any]) -> JSON:
         # Late: only who submits pays for the DSL.
         from workflows.definitions import Definition
+        from workflows.notation import check_depth
         from workflows.tools.registry import default_registry
 
+        check_depth(inputs)
         parsed = Definition.parse(definition)
         parsed.check_tools(default_registry().names)
         return dict(run_form(self._runs.submit(parsed, inputs)))
 
     def get(self, run_id: str) -> JSON:
         return dict(whole_run(self._runs.get(run_id)))
+
+    def result(self, run_id: str, step_id: str, iteration: str = "") -> Any:
+        return json.loads(self._runs.get(run_id).result(step_id, iteration))
 
     def list(self, status: str | None, cursor: str | None, limit: int) -> JSON:
         page = self._runs.list(status=status, cursor=cursor, limit=limit)
@@ -169,6 +180,7 @@ def list_runs(
     """List runs, newest first."""
     with _runs(call, tenant) as runs:
         page = runs.list(status, cursor, limit)
+        _say_trouble(call, runs)
     rows = [(run["run_id"], run["status"], run["created_at"], run["name"]) for run in page["runs"]]
     call.answer(page, table(("RUN", "STATUS", "CREATED", "NAME"), rows))
     if page["next_cursor"] and not call.json:
@@ -177,12 +189,28 @@ def list_runs(
 
 @click.command("show")
 @click.argument("run_id", metavar="ID")
+@click.option("--step", "step_id", metavar="NAME", help="Only what this step came to: its JSON.")
+@click.option(
+    "--iteration", metavar="I",
+    help="Of a step in a loop, the item's number from 0; in a loop of a loop 2.0.",
+)  # fmt: skip
 @tenant_option
 @click.pass_obj
-def show(call: Call, run_id: str, tenant: str | None) -> None:
-    """Show a run: its steps, and its variables."""
+def show(
+    call: Call, run_id: str, step_id: str | None, iteration: str | None, tenant: str | None
+) -> None:
+    """Show a run: its steps, and its variables. What is too long there, --step NAME tells."""
+    if step_id is None and iteration is not None:
+        raise click.UsageError("--iteration is that of a --step")
     with _runs(call, tenant) as runs:
+        if step_id is not None:
+            # JSON in any case: a text with its quotes, so that programs need not guess.
+            value = runs.result(run_id, step_id, iteration or "")
+            click.echo(json.dumps(value, ensure_ascii=False))
+            return
         form = runs.get(run_id)
+        if form["status"] not in ENDED:
+            _say_trouble(call, runs)
     call.answer(form, _lines(form))
 
 
@@ -264,6 +292,12 @@ def _carried_out(runs: RunsView) -> AbstractContextManager[Callable[[], None]]:
     return runs.carried_out() if isinstance(runs, LocalRuns) else nullcontext(lambda: None)
 
 
+def _say_trouble(call: Call, runs: RunsView) -> None:
+    """Say why nobody carries runs out; of a server's, its /readyz does."""
+    for what in runs.trouble() if isinstance(runs, LocalRuns) else []:
+        call.say(f"Trouble: {what}")
+
+
 def follow(call: Call, runs: RunsView, run_id: str, check: Callable[[], None]) -> JSON:
     """Tell each change of a step on stderr, until the run has ended.
 
@@ -300,6 +334,8 @@ def _lines(form: JSON) -> Iterator[str]:
     if form["error"]:
         yield f"error: {form['error']}"
     yield from map(_told, form["steps"])
+    if form.get("steps_truncated"):
+        yield "  …: of its loops only the steps that began last"
     tasks = {step["step"] for step in form["steps"]}
     variables = form["variables"]
     for name, value in variables.items():

@@ -1,17 +1,19 @@
 """Who signed a webhook's call, by the scheme of who sends it.
 
     github    X-Hub-Signature-256: HMAC-SHA256 of the body, hex
+    slack     X-Slack-Signature: HMAC-SHA256 of "v0:<time>:<body>", hex
     stripe    Stripe-Signature: HMAC-SHA256 of "<t>.<body>", hex, where t is the time
     twilio    X-Twilio-Signature: HMAC-SHA1 of the URL and the sorted parameters, base64
     generic   Standard Webhooks, or what a `Scheme` says
 
 Only what is signed proves anything. GitHub's and Twilio's delivery identifiers are not, so
-that a call is known again by its signed bytes, whichever part of it they are said to be;
-Stripe's event and the message of Standard Webhooks have a signed identifier, which stays the
-same when the sender tries again with a new time, and is what they are known by. Where a time
-is signed and no identifier, the time belongs to what a call is known by: nobody can tell a
-sender's second attempt from the same thing that happened again, and a lost event is worse
-than one too many.
+that a call is known again by its signed bytes, whichever part of it they are said to be
+(unless a registration accepts repeats: see `Proof.by_delivery`);
+the events of Slack and Stripe and the message of Standard Webhooks have a signed identifier,
+which stays the same when the sender tries again with a new time, and is what they are known
+by. Where a time is signed and no identifier, the time belongs to what a call is known by:
+nobody can tell a sender's second attempt from the same thing that happened again, and a lost
+event is worse than one too many.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ import ipaddress
 import re
 from base64 import b64decode, b64encode
 from binascii import Error as NotBase64
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal, final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -34,18 +38,26 @@ from cas.errors import BadSignature, InvalidRequest
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 GITHUB: Final = "github"
+SLACK: Final = "slack"
 STRIPE: Final = "stripe"
 TWILIO: Final = "twilio"
 GENERIC: Final = "generic"
-KINDS: Final = (GITHUB, STRIPE, TWILIO, GENERIC)
+REFUSE: Final = "refuse"  # what says the same again is the same call
+ACCEPT: Final = "accept"  # unless its sender gives it another identifier, signed or not
+KINDS: Final = (GITHUB, SLACK, STRIPE, TWILIO, GENERIC)
 
 FORM: Final = "application/x-www-form-urlencoded"
 
-# How far the time in a call may be from ours, as Stripe and Standard Webhooks advise.
+# How far the time in a call may be from ours, as Slack, Stripe and Standard Webhooks advise.
 TOLERANCE_S: Final = 300
-_SECRETS_MAX: Final = 10  # that are good at once: lines of a secret
+_SECRETS_MAX: Final = 20  # that are good at once: lines of a secret, and of what it was before
 _SIGNATURES_MAX: Final = 20  # of one call: a sender that changes its secret sends some
 PARAMETERS_MAX: Final = 1000  # of a form
+# A call that proves nothing is compared with so many keys by each algorithm: those of two values
+# with the two lines that each may have. Only secrets that were set when a value could have more
+# lines have more keys, whose time is told.
+_KEYS_ALIKE: Final = 4
+_BODY: Final = "body"
 _PLACES = re.compile(r"(\{(?:body|id|timestamp)\})")
 # No dot nor colon: what stands between the parts of a signed text is in none of them.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,255}", re.ASCII)
@@ -77,11 +89,13 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     secret: Literal["text", "base64"] = "base64"
     tolerance: _Tolerance = TOLERANCE_S
     headers: Annotated[list[_Header], msgspec.Meta(max_length=20)] = []  # shown in the event
+    # What the sender calls the delivery, which it does not sign.
+    delivery_header: _Header | None = None
 
 
 @final
 class Timed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What may be said of `stripe`."""
+    """What may be said of `slack` and `stripe`."""
 
     tolerance: _Tolerance = TOLERANCE_S
 
@@ -119,6 +133,17 @@ class Proof:
     # Whether `known_by` has the time in it: a call that is too old need not be remembered.
     is_known_by_time: bool = False
 
+    def by_delivery(self) -> Proof:
+        """The same, of a sender that says the same at several times and signs neither time nor
+        identifier: known by what is signed and by what it calls the delivery, where it does.
+
+        Weaker: whoever has the call can send it again as a new one, under a name of theirs.
+        """
+        if self.delivery_id is None:
+            return self
+        named = f"{self.known_by}\0{self.delivery_id}".encode()
+        return replace(self, known_by=f"delivery:{hashlib.sha256(named).hexdigest()}")
+
 
 def read_scheme(kind: str, config: Mapping[str, Any] | None) -> bytes:
     """What a registration says of its signature, as it is kept; raises InvalidRequest."""
@@ -145,6 +170,21 @@ def read_scheme(kind: str, config: Mapping[str, Any] | None) -> bytes:
     return msgspec.json.encode(scheme)
 
 
+def check_repeats(repeats: str, kind: str, signature: bytes) -> None:
+    """Raises InvalidRequest where the calls that are signed so cannot be told apart in this
+    way, or need not be."""
+    if repeats not in (REFUSE, ACCEPT):
+        raise InvalidRequest(repeats, f"repeats: {REFUSE} or {ACCEPT}")
+    if repeats == REFUSE or kind in (GITHUB, TWILIO):
+        return
+    scheme = _scheme(signature) if kind == GENERIC else None
+    if scheme is None or scheme.id_header or scheme.timestamp_header:
+        reason = "repeats: an identifier or a time that is signed tells these calls apart"
+        raise InvalidRequest(repeats, reason)
+    if scheme.delivery_header is None:
+        raise InvalidRequest(repeats, "repeats: signature.delivery_header is needed")
+
+
 def _check(scheme: Scheme) -> None:
     places = _PLACES.findall(scheme.signed)
     wanted = ["{body}"]
@@ -162,6 +202,8 @@ def _check(scheme: Scheme) -> None:
             "letter or digit, nor _ or -"
         )
         raise InvalidRequest(scheme.signed, reason)
+    if scheme.id_header and scheme.delivery_header:
+        raise InvalidRequest(scheme.delivery_header, "delivery_header: id_header is signed")
     if not (scheme.prefix.isascii() and scheme.prefix.isprintable() and " " not in scheme.prefix):
         raise InvalidRequest(scheme.prefix, "prefix: ASCII without spaces")
 
@@ -175,15 +217,32 @@ def shown_headers(kind: str, signature: bytes) -> tuple[str, ...]:
     return tuple(_scheme(signature).headers) if kind == GENERIC else ()
 
 
-def prove(kind: str, signature: bytes, secret: bytes, call: Call) -> Proof:
-    """What the signature of a call proves; raises BadSignature where it is not a good one.
+def prove(kind: str, signature: bytes, secret: bytes, call: Call, *, may_be: bool = True) -> Proof:
+    """What the signature of a call proves; raises BadSignature where it is not a good one, or
+    it `may_be` none, whatever it is.
 
     `secret` has one key a line; each of them is good. Whether the time of the call is near
     enough is judged by who has a clock.
+
+    What proves nothing takes the same time, however its webhook is signed and whatever of that
+    the call has (invariant 9), as long as its secret has no more than _KEYS_ALIKE keys.
     """
-    keys = [line.strip() for line in secret.splitlines() if line.strip()][:_SECRETS_MAX]
+    keys = _Keys(secret)
+    try:
+        proof = _proved(kind, signature, keys, call)
+        if may_be:
+            return proof
+    except BadSignature:
+        pass
+    keys.spend_rest(call)
+    raise BadSignature
+
+
+def _proved(kind: str, signature: bytes, keys: _Keys, call: Call) -> Proof:
     if kind == GITHUB:
         return _github(keys, call)
+    if kind == SLACK:
+        return _slack(keys, call, msgspec.json.decode(signature, type=Timed).tolerance)
     if kind == STRIPE:
         return _stripe(keys, call, msgspec.json.decode(signature, type=Timed).tolerance)
     if kind == TWILIO:
@@ -195,15 +254,79 @@ def _scheme(signature: bytes) -> Scheme:
     return msgspec.json.decode(signature, type=Scheme)
 
 
-def _github(keys: list[bytes], call: Call) -> Proof:
+@final
+class _Keys:
+    """The keys of one secret, and how much was computed with them for one call."""
+
+    def __init__(self, secret: bytes) -> None:
+        lines = [line.strip() for line in secret.splitlines()]
+        # A line that a value and the one before it have in common is one key.
+        self._keys = list(dict.fromkeys(filter(None, lines)))[:_SECRETS_MAX]
+        self._spent: Counter[tuple[str, str]] = Counter()
+        self._texts: list[bytes] | None = None
+
+    def decode(self) -> None:
+        """Take them as those of Standard Webhooks, which are shown in base64."""
+        self._keys = [_key(key) for key in self._keys]
+
+    def match(self, signed: bytes, algorithm: str, given: list[bytes], of: str = _BODY) -> None:
+        """Raises BadSignature unless one of the signatures is by one of the keys. Every pair is
+        compared, in a time that tells nothing. `of` names what is signed."""
+        good = False
+        for key in self._keys:
+            self._spent[of, algorithm] += 1
+            right = hmac.digest(key, signed, algorithm)
+            for signature in given[:_SIGNATURES_MAX]:
+                good |= hmac.compare_digest(right, signature)
+        if not good:
+            raise BadSignature
+
+    def texts(self, call: Call) -> list[bytes]:
+        """What Twilio may have signed of a call; raises BadSignature."""
+        self._texts = []
+        self._texts = list(_twilio_texts(call))
+        return self._texts
+
+    def spend_rest(self, call: Call) -> None:
+        """Do what else would have been done if the call's webhook were signed in another way."""
+        if self._texts is None:
+            with suppress(BadSignature):
+                self.texts(call)
+        works = [(_BODY, algorithm, call.body) for algorithm in ("sha1", "sha256", "sha512")]
+        works += [(str(place), "sha1", text) for place, text in enumerate(self._texts or ())]
+        for of, algorithm, signed in works:
+            for _ in range(_KEYS_ALIKE - self._spent[of, algorithm]):
+                hmac.digest(b"", signed, algorithm)
+
+
+def _github(keys: _Keys, call: Call) -> Proof:
     given = call.header("x-hub-signature-256")
     if not given.startswith("sha256="):
         raise BadSignature
-    _match(keys, call.body, "sha256", [_hex(given.removeprefix("sha256="))])
+    keys.match(call.body, "sha256", [_hex(given.removeprefix("sha256="))])
     return Proof(_named(call.body), None, delivery_id=call.header("x-github-delivery") or None)
 
 
-def _stripe(keys: list[bytes], call: Call, tolerance_s: int) -> Proof:
+# How Slack signs, said as a registration of kind `generic` would say it.
+_SLACK: Final = Scheme(
+    header="x-slack-signature",
+    prefix="v0=",
+    encoding="hex",
+    signed="v0:{timestamp}:{body}",
+    id_header=None,
+    timestamp_header="x-slack-request-timestamp",
+    secret="text",
+)
+
+
+def _slack(keys: _Keys, call: Call, tolerance_s: int) -> Proof:
+    signed, at_s, _ = _signed(keys, call, _SLACK)
+    # The Events API sends again, with a new time. Commands and what people do have no event,
+    # come once, and are known by their time.
+    return _proof(signed, at_s, tolerance_s, _identifier(call.body, "event_id"))
+
+
+def _stripe(keys: _Keys, call: Call, tolerance_s: int) -> Proof:
     times: list[str] = []
     given: list[bytes] = []
     for part in call.header("stripe-signature").split(","):
@@ -216,23 +339,37 @@ def _stripe(keys: list[bytes], call: Call, tolerance_s: int) -> Proof:
         raise BadSignature
     at_s = _seconds(times[0])
     signed = b"%s.%s" % (times[0].encode(), call.body)
-    _match(keys, signed, "sha256", given)
-    return _proof(signed, at_s, tolerance_s, _stripe_event(call.body))
+    keys.match(signed, "sha256", given)
+    return _proof(signed, at_s, tolerance_s, _identifier(call.body, "id"))
 
 
-def _stripe_event(body: bytes) -> str | None:
-    """The identifier that Stripe gives an event: the same at each attempt, whose body may
-    differ in what else it tells."""
+def _identifier(body: bytes, member: str) -> str | None:
+    """The identifier that Stripe or Slack gives an event: the same at each attempt, whose body
+    may differ in what else it tells."""
     try:
         event = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):
         return None
-    found = event.get("id") if isinstance(event, dict) else None
+    found = event.get(member) if isinstance(event, dict) else None
     return found if isinstance(found, str) and _ID.fullmatch(found) else None
 
 
-def _twilio(keys: list[bytes], call: Call) -> Proof:
+def _twilio(keys: _Keys, call: Call) -> Proof:
     given = [_base64(call.header("x-twilio-signature"))]
+    for place, signed in enumerate(keys.texts(call)):
+        with suppress(BadSignature):
+            keys.match(signed, "sha1", given, str(place))
+            break
+    else:
+        raise BadSignature
+    token = call.header("i-twilio-idempotency-token")
+    # By all that is signed, and as it is: nothing stands between the address and the
+    # parameters, so that what was one of these could come as a part of that.
+    return Proof(_named(signed), None, delivery_id=token or None)
+
+
+def _twilio_texts(call: Call) -> Iterator[bytes]:
+    """What is signed, in each of the ways that Twilio writes it; raises BadSignature."""
     try:
         address = urlsplit(call.url)
         query = parse_qsl(address.query, max_num_fields=PARAMETERS_MAX)
@@ -246,13 +383,7 @@ def _twilio(keys: list[bytes], call: Call) -> Proof:
         body = hashlib.sha256(call.body).hexdigest()
         if len(hashes) != 1 or not hmac.compare_digest(hashes[0].lower().encode(), body.encode()):
             raise BadSignature
-    signed = next((text for text in texts if _matches(keys, text, "sha1", given)), None)
-    if signed is None:
-        raise BadSignature
-    token = call.header("i-twilio-idempotency-token")
-    # By all that is signed, and as it is: nothing stands between the address and the
-    # parameters, so that what was one of these could come as a part of that.
-    return Proof(_named(signed), None, delivery_id=token or None)
+    yield from texts
 
 
 def _twilio_parameters(call: Call) -> str:
@@ -281,7 +412,16 @@ def _with_and_without_port(url: str) -> Iterator[str]:
     yield url.replace(f"://{parts.netloc}", f"://{netloc}", 1)
 
 
-def _generic(keys: list[bytes], call: Call, scheme: Scheme) -> Proof:
+def _generic(keys: _Keys, call: Call, scheme: Scheme) -> Proof:
+    signed, at_s, identifier = _signed(keys, call, scheme)
+    proof = _proof(signed, at_s, scheme.tolerance, identifier)
+    if scheme.delivery_header is None:
+        return proof
+    return replace(proof, delivery_id=call.header(scheme.delivery_header) or None)
+
+
+def _signed(keys: _Keys, call: Call, scheme: Scheme) -> tuple[bytes, int | None, str | None]:
+    """What was signed by the scheme, its time and its identifier; raises BadSignature."""
     named = {"{body}": call.body}
     identifier = None
     at_s = None
@@ -303,9 +443,9 @@ def _generic(keys: list[bytes], call: Call, scheme: Scheme) -> Proof:
         read(text.removeprefix(scheme.prefix)) for text in found if text.startswith(scheme.prefix)
     ]
     if scheme.secret == "base64":
-        keys = [_key(key) for key in keys]
-    _match(keys, signed, scheme.algorithm, given)
-    return _proof(signed, at_s, scheme.tolerance, identifier)
+        keys.decode()
+    keys.match(signed, scheme.algorithm, given)
+    return signed, at_s, identifier
 
 
 def _proof(signed: bytes, at_s: int | None, tolerance_s: int, identifier: str | None) -> Proof:
@@ -313,22 +453,6 @@ def _proof(signed: bytes, at_s: int | None, tolerance_s: int, identifier: str | 
     if identifier is not None:
         return Proof(f"id:{identifier}", at_s, tolerance_s, identifier)
     return Proof(_named(signed), at_s, tolerance_s, is_known_by_time=at_s is not None)
-
-
-def _match(keys: list[bytes], signed: bytes, algorithm: str, given: list[bytes]) -> None:
-    if not _matches(keys, signed, algorithm, given):
-        raise BadSignature
-
-
-def _matches(keys: list[bytes], signed: bytes, algorithm: str, given: list[bytes]) -> bool:
-    """Whether one of the signatures is by one of the keys. Every pair is compared, in a time
-    that tells nothing."""
-    good = False
-    for key in keys:
-        right = hmac.digest(key, signed, algorithm)
-        for signature in given[:_SIGNATURES_MAX]:
-            good |= hmac.compare_digest(right, signature)
-    return good
 
 
 def _named(signed: bytes) -> str:

@@ -10,6 +10,7 @@ from cas.links import SignedLinks
 from cas.signing import Signer
 from cas.store import Store
 from workflows.approvals import ApprovalLink, Approvals
+from workflows.complaints import Complaints
 from workflows.events import Events
 from workflows.runs import Runs
 from workflows.secrets import Secrets
@@ -25,6 +26,7 @@ class Workflows:
     def __init__(self, store: Store, keys: Keys) -> None:
         self._store = store
         self._keys = keys
+        self._complaints = Complaints()
         self.watcher = Watcher(store.catalog)
         self.links = SignedLinks(Signer(keys.signing), store.about_now_us, store.settings.gateway)
 
@@ -37,6 +39,7 @@ class Workflows:
             tenant_id=tenant_id,
             actor=actor,
             request_id=request_id,
+            held_bytes_max=self._store.settings.limits.tenant_held_events,
         )
 
     def approvals(self, tenant_id: str, actor: str, request_id: str = "") -> Approvals:
@@ -45,6 +48,7 @@ class Workflows:
             self._store.catalog,
             self.links,
             self._store.settings,
+            self._keys.secrets,
             tenant_id=tenant_id,
             actor=actor,
             request_id=request_id,
@@ -78,6 +82,9 @@ class Workflows:
             self._store.settings.events,
             webhook_id,
             request_id,
+            now_us=self._store.now_us,
+            complaints=self._complaints,
+            held_bytes_max=self._store.settings.limits.tenant_held_events,
         )
 
     def secrets(self, tenant_id: str, actor: str, request_id: str = "") -> Secrets:
@@ -98,6 +105,7 @@ class Workflows:
             actor=actor,
             request_id=request_id,
             keep_us=self._store.settings.workflows.keep,
+            open_max=self._store.settings.limits.tenant_runs,
         )
 
     def close(self) -> None:

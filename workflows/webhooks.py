@@ -10,14 +10,19 @@ has no time in it cannot be replayed either, and one with a time is judged by th
 that has a time and no identifier of its own is remembered only until its time is too old.
 
 The event is for the waits of the webhook's run, or for any of the tenant where it was
-registered for no run. It stays open to one wait that begins later.
+registered for no run. It stays open to one wait that begins later, as long as any held event,
+whatever becomes of its webhook: who called was told that it is kept.
+
+What a sender asks of an address before it sends anything (`workflows.handshakes`) is answered
+and is no event.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Mapping
+from base64 import b64encode
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -36,13 +41,15 @@ from cas.errors import (
 )
 from cas.events import check_correlation_key, check_event_name, publish
 from cas.identifiers import new_id
-from cas.listing import Page, newest
+from cas.listing import Page, newest, own
 from cas.once import OnceKey, once
 from cas.records import Once, Run, Secret, Webhook
 from cas.references import DIRECT_RUN, check_segment
 from workflows import secrets, signatures
+from workflows.complaints import Complaints
+from workflows.handshakes import Handshake, read_handshake
 from workflows.posted import readable
-from workflows.signatures import GITHUB, Address, Call, Proof
+from workflows.signatures import ACCEPT, REFUSE, Address, Call, Proof
 
 log = logging.getLogger("blobcask.workflows")
 
@@ -59,7 +66,8 @@ _SHOWN: Final = ("Content-Type", "User-Agent")
 @final
 @dataclass(frozen=True, slots=True)
 class WebhookRequest:
-    """What is expected from whom. `signature`: see `workflows.signatures.Scheme`."""
+    """What is expected from whom. `signature`: see `workflows.signatures.Scheme`; `repeats`:
+    REFUSE, or ACCEPT with what `workflows.signatures.Proof.by_delivery` says of it."""
 
     name: str  # of a run, or of the tenant: its event is `webhook_<name>` when none is named
     kind: str
@@ -71,16 +79,19 @@ class WebhookRequest:
     single_use: bool = False
     expires_in_s: int | None = None  # None: it ends with its run
     run: str = DIRECT_RUN
+    repeats: str = REFUSE
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What became of a call. `event_id` None: it was none that an event is made of."""
+    """What became of a call. `event_id` None: it was none that an event is made of, but a
+    handshake, and `challenge` is what its sender wants to read."""
 
     event_id: str | None
     delivered_to: int  # waits that the event was given to when it came first
     duplicate: bool = False  # it came before, and this is what it was answered then
+    challenge: str | None = None
 
 
 @final
@@ -105,6 +116,7 @@ class Webhooks:
         """
         event_name = _check(wanted)
         signature = signatures.read_scheme(wanted.kind, wanted.signature)
+        signatures.check_repeats(wanted.repeats, wanted.kind, signature)
         networks = [str(_network(text)) for text in wanted.allowed_networks]
         term_us = None if wanted.expires_in_s is None else wanted.expires_in_s * SECOND_US
 
@@ -129,6 +141,7 @@ class Webhooks:
                     expires_at=None if term_us is None else txn.now_us + term_us,
                     # A term is not counted from a time in doubt (invariant 10).
                     undated_at=None if txn.believed or term_us is None else txn.now_us,
+                    repeats=wanted.repeats,
                 )
                 txn.insert(webhook)
                 return webhook.webhook_id
@@ -178,8 +191,8 @@ class Webhooks:
             found = self._catalog.write(forget, actor=self._actor, request_id=self._request_id)
 
     def _own(self, snapshot: Snapshot, webhook_id: str) -> Webhook:
-        webhook = snapshot.get(Webhook, webhook_id)
-        if webhook is None or webhook.tenant_id != self._tenant_id:
+        webhook = own(snapshot, Webhook, self._tenant_id, webhook_id)
+        if webhook is None:
             raise NotFound("webhook", webhook_id)
         return webhook
 
@@ -197,8 +210,10 @@ class WebhookCall:
         webhook: Webhook,
         webhook_id: str,
         request_id: str,
+        held_bytes_max: int = 0,
     ) -> None:
         self._catalog = catalog
+        self._held_bytes_max = held_bytes_max
         self._secret = secret
         self._settings = settings
         self._webhook = webhook
@@ -213,11 +228,17 @@ class WebhookCall:
         settings: EventSettings,
         webhook_id: str,
         request_id: str = "",
+        *,
+        now_us: Callable[[Snapshot], int],
+        complaints: Complaints,
+        held_bytes_max: int = 0,
     ) -> WebhookCall:
-        """The call of the webhook with this identifier. Where there is none, another one's
+        """The call of the webhook with this identifier; `now_us` is catalog time, by which is
+        judged what its secret was before (invariant 10). Where there is none, another one's
         secret is opened and compared, which takes as long; `prove` then never succeeds. Nor
         does it where the secret was removed, or no key opens it: who calls has proved nothing,
-        and hears nothing else than of a webhook that is not there. The log tells of it.
+        and hears nothing else than of a webhook that is not there. `complaints` tell of it.
+        `held_bytes_max`: see `cas.events.publish`.
 
         Raises NotFound where there is no webhook at all.
         """
@@ -226,19 +247,26 @@ class WebhookCall:
             if webhook is None:
                 raise NotFound("webhook", webhook_id)
             try:
-                secret = secrets.opened(snapshot, ring, webhook.tenant_id, webhook.secret_id)
+                secret = secrets.verifying(
+                    snapshot,
+                    ring,
+                    webhook.tenant_id,
+                    webhook.secret_id,
+                    now_us(snapshot),
+                    complaints,
+                )
             except NotFound:
                 secret = b""  # removed: no signature is good any more
             except SecretSealed:
                 secret = b""
                 if webhook.webhook_id == webhook_id:
-                    log.error(
+                    complaints.make(
                         "webhook %s: its secret %s cannot be opened with ROOT/keys/secrets, so "
                         "its calls are refused",
                         webhook_id,
                         webhook.secret_id,
                     )
-        return cls(catalog, secret, settings, webhook, webhook_id, request_id)
+        return cls(catalog, secret, settings, webhook, webhook_id, request_id, held_bytes_max)
 
     def take(self, call: Call) -> Taken:
         """Make a call that is signed well an event; durable on return.
@@ -248,14 +276,15 @@ class WebhookCall:
         return self.prove(call).take()
 
     def prove(self, call: Call) -> ProvedCall:
-        """The call, if its signature is good and it comes from where it may; raises NotFound,
-        BadSignature, TooLarge."""
+        """The call, if its signature is good and it comes from where it may; raises
+        BadSignature, also where there is no such webhook, and TooLarge."""
         if len(call.body) > self._settings.payload_max:
             raise TooLarge(self._settings.payload_max)
         webhook = self._webhook
-        proof = signatures.prove(webhook.kind, webhook.signature, self._secret, call)
-        if webhook.webhook_id != self._webhook_id:
-            raise NotFound("webhook", self._webhook_id)
+        there = webhook.webhook_id == self._webhook_id
+        proof = signatures.prove(webhook.kind, webhook.signature, self._secret, call, may_be=there)
+        if webhook.repeats == ACCEPT:
+            proof = proof.by_delivery()
         if not _may_come(webhook, call.address):
             log.warning(
                 "webhook %s: a call with a good signature came from %s, which is not in its "
@@ -264,7 +293,15 @@ class WebhookCall:
                 call.address,
             )
             raise BadSignature
-        return ProvedCall(self._catalog, self._settings, webhook, call, proof, self._request_id)
+        return ProvedCall(
+            self._catalog,
+            self._settings,
+            webhook,
+            call,
+            proof,
+            self._request_id,
+            self._held_bytes_max,
+        )
 
 
 def _nearest(snapshot: Snapshot, webhook_id: str) -> Webhook | None:
@@ -285,8 +322,10 @@ class ProvedCall:
         call: Call,
         proof: Proof,
         request_id: str,
+        held_bytes_max: int,
     ) -> None:
         self._catalog = catalog
+        self._held_bytes_max = held_bytes_max
         self._settings = settings
         self._call = call
         self._proof = proof
@@ -297,29 +336,37 @@ class ProvedCall:
         """Make the call an event, or find the one that it was made before; durable on return.
 
         Raises WebhookClosed when the webhook takes no more, InvalidRequest when the call was
-        signed too long ago or in the future. Who may read that has a good signature.
+        signed too long ago or in the future; TooManyHeld, after which its sender tries again. Who
+        may read that has a good signature.
         """
-        if self._is_ping:
-            return Taken(None, 0)
-        webhook = self.webhook
-        return self._catalog.write(
-            self._take, actor=f"webhook:{webhook.webhook_id}", request_id=self._request_id
-        )
+        handshake = read_handshake(self._call, self.webhook.kind)
 
-    @property
-    def _is_ping(self) -> bool:
-        """GitHub tries an address when it is told it: nothing has happened, and a webhook for
-        a single call must not be spent on it."""
-        event = self._call.header("x-github-event")
-        return self.webhook.kind == GITHUB and event == "ping"
+        def change(txn: Transaction) -> Taken:
+            return self._take(txn) if handshake is None else self._greet(txn, handshake)
 
-    def _take(self, txn: Transaction) -> Taken:
+        actor = f"webhook:{self.webhook.webhook_id}"
+        return self._catalog.write(change, actor=actor, request_id=self._request_id)
+
+    def _greet(self, txn: Transaction, handshake: Handshake) -> Taken:
+        """Answer a handshake, which leaves no trace: nothing has happened, and a webhook for a
+        single call must not be spent on it. The same one is answered alike while its time is
+        near enough, and tells who repeats it nothing but what it said itself."""
+        self._open_webhook(txn)
+        self._check_time(txn)
+        return Taken(None, 0, challenge=handshake.challenge)
+
+    def _open_webhook(self, txn: Transaction) -> tuple[Webhook, int | None]:
+        """The webhook and for how long it takes calls (None: it has no end of its own)."""
         webhook = txn.get(Webhook, self.webhook.webhook_id)
         if webhook is None:
             raise NotFound("webhook", self.webhook.webhook_id)
         left_us = _left_us(webhook, txn.now_us)
         if left_us is not None and left_us <= 0:
             raise WebhookClosed("the webhook's time is over")
+        return webhook, left_us
+
+    def _take(self, txn: Transaction) -> Taken:
+        webhook, left_us = self._open_webhook(txn)
         scope = _scope(webhook.webhook_id)
         if txn.get(Once, webhook.tenant_id, scope, self._proof.known_by) is None:
             self._check_time(txn)
@@ -333,8 +380,9 @@ class ProvedCall:
                 self._payload(txn.now_us),
                 webhook.correlation_key,
                 run="" if webhook.workflow_run_id == DIRECT_RUN else webhook.workflow_run_id,
-                open_us=self._settings.keep if left_us is None else left_us,
+                open_us=self._settings.keep,
                 once=True,
+                held_bytes_max=self._held_bytes_max,
             )
             taken = msgspec.structs.replace(
                 webhook, consumed_at=txn.now_us, calls=webhook.calls + 1
@@ -385,12 +433,13 @@ class ProvedCall:
     def _payload(self, now_us: int) -> bytes:
         webhook = self.webhook
         names = (*_SHOWN, *signatures.shown_headers(webhook.kind, webhook.signature))
-        form, body = readable(self._call, webhook.kind)
+        delivery_id = self._proof.delivery_id
+        form, body = self._body()
         payload = {
             "webhook_id": webhook.webhook_id,
             "name": webhook.name,
             "kind": webhook.kind,
-            "delivery_id": self._proof.delivery_id,
+            "delivery_id": None if delivery_id is None else delivery_id[:_HEADER_CHARS_MAX],
             "received_at": rfc3339(now_us),
             "headers": {
                 name.lower(): value[:_HEADER_CHARS_MAX]
@@ -401,6 +450,21 @@ class ProvedCall:
             "body": body,
         }
         return msgspec.json.encode(payload)
+
+    def _body(self) -> tuple[str, msgspec.Raw]:
+        """As a workflow reads it, unless that is much more than what came: control characters
+        are six times as long in JSON. Base64 is a third longer, whatever it is, so no body is
+        more in its event than four thirds of `payload_max`."""
+        form, body = readable(self._call, self.webhook.kind)
+        shown = msgspec.json.encode(body)
+        if len(shown) > _base64_bytes(self._settings.payload_max):
+            form, shown = "base64", msgspec.json.encode(b64encode(self._call.body).decode())
+        return form, msgspec.Raw(shown)
+
+
+def _base64_bytes(size: int) -> int:
+    """Of so many bytes, with the quotes."""
+    return 4 * ((size + 2) // 3) + 2
 
 
 def _scope(webhook_id: str) -> str:
@@ -434,7 +498,7 @@ def _check(wanted: WebhookRequest) -> str:
     check_segment(wanted.run, "run")
     check_segment(wanted.secret_id, "secret")
     event_name = wanted.event_name or f"webhook_{wanted.name}"
-    check_event_name(event_name, posted=True)
+    check_event_name(event_name, of_webhook=True)
     check_correlation_key(wanted.correlation_key)
     term_s = wanted.expires_in_s
     if term_s is not None and not 1 <= term_s <= EXPIRES_IN_S_MAX:

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 import click
 import msgspec
 
-from cas.config import Settings, load_settings
+from cas.config import Settings
 from cas.errors import InvalidRequest, NotFound
 from cas.listing import PAGE_MAX, Page
 from cas.records import PendingUpload
 from cas.references import Reference, parse_reference
+from cas.setting_sources import load_settings
 from cas.store import Store
 from cas.views import FilesView, StoreView, UploadsView
 

@@ -11,7 +11,7 @@ from cas.errors import NotFound
 from cas.forms import shown_time
 from cas.keys import load_keys
 from cas.listing import Page
-from cas.records import DONE, FAILED, WAITING, Delivery
+from cas.records import CANCELLED, DONE, FAILED, WAITING, Delivery
 from cas.references import check_segment
 
 _tenant_option = click.option(
@@ -40,7 +40,7 @@ def delivery_form(delivery: Delivery) -> JSON:
 
 @click.group(invoke_without_command=True)
 @_tenant_option
-@click.option("--status", type=click.Choice([WAITING, DONE, FAILED]), help="Only those.")
+@click.option("--status", type=click.Choice([WAITING, DONE, FAILED, CANCELLED]), help="Only those.")
 @click.option("--limit", default=100, show_default=True, help="How many; 0 is all.")
 @click.option("--cursor", help="Where an earlier listing ended.")
 @click.pass_context

@@ -25,6 +25,8 @@ EXITS: tuple[tuple[type[BaseException], int, str], ...] = (
     (errors.Conflict, 5, "not possible in the present state, such as under a hold"),
     (errors.StoreFull, 6, "no space left"),
     (errors.QuotaExceeded, 6, "no more of the tenant's quota"),
+    (errors.TooManyRuns, 6, "no more of the tenant's quota"),
+    (errors.TooManyHeld, 6, "no more of the tenant's quota"),
     (errors.BlobUnavailable, 7, "the bytes are missing or damaged"),
     (errors.CopyUnconfirmed, 14, "stored here, the copy at the bucket not confirmed: ask again"),
     (errors.Damaged, 9, "the journal or the index is damaged"),

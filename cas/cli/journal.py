@@ -23,6 +23,7 @@ from cas.cli.exits import WrongFound
 from cas.clock import rfc3339
 from cas.errors import JournalDamaged
 from cas.records import DeliveryPayload, Event, Record
+from cas.sealing import is_sealed
 from cas.store import Store
 
 _POLL_S = 0.5  # how often --follow looks
@@ -217,7 +218,7 @@ def _record_form(record: Record) -> JSON:
             record.__struct_fields__, msgspec.structs.astuple(record), strict=True
         )
     }
-    if isinstance(record, (Event, DeliveryPayload)):
+    if isinstance(record, (Event, DeliveryPayload)) and not is_sealed(record.payload):
         form["payload"] = json.loads(record.payload)
     return form
 

@@ -10,7 +10,6 @@ import msgspec
 
 from cas.cli.call import Call, counted, dry_run_option, pass_call, read_value, size, table
 from cas.cli.exits import WrongFound
-from cas.config import parse_duration, parse_size
 from cas.dating import Dated, date_all
 from cas.doctor import examine
 from cas.errors import Conflict
@@ -19,6 +18,7 @@ from cas.quotas import recount_usage
 from cas.rebuild import rebuild as rebuild_index
 from cas.restored import waits_for_acceptance
 from cas.scrub import Scrub
+from cas.setting_kinds import parse_duration, parse_size
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
 from cas.totals import recount_totals

@@ -7,11 +7,11 @@ import click
 from cas.cli.call import Call, pages, pass_call, read_value, shown, size, table, tenant_option
 from cas.cli.forms import slot_form, upload_form
 from cas.clock import SECOND_US, rfc3339
-from cas.config import parse_duration, parse_size
 from cas.listing import Page
 from cas.records import CANCELLED, COMPLETED, EXPIRED, PENDING, PendingUpload
 from cas.references import DIRECT_RUN
 from cas.retention import parse_retention
+from cas.setting_kinds import parse_duration, parse_size
 from cas.uploads import UploadRequest
 
 

@@ -24,7 +24,7 @@ class RemoteApprovals:
     def request(self, asked: JSON, key: OnceKey | None = None) -> JSON:
         """Put a question to people; the answer has its links. A lost answer is asked for again,
         and asks nobody a second time. Raises InvalidRequest, KeyReused, ApprovalKeyTaken,
-        AccessDenied."""
+        RunEnded, AccessDenied, InvalidSetting where the server has no address for mails."""
         return self._wire.form("POST", "/api/v1/approvals", form=asked, headers=once_header(key))
 
     def get(self, approval_id: str) -> JSON:

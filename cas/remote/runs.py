@@ -32,6 +32,18 @@ class RemoteRuns:
         """A run with its steps and variables; raises NotFound."""
         return self._wire.form("GET", f"{_PATH}/{quote(run_id, safe='')}")
 
+    def step(self, run_id: str, step_id: str, iteration: str = "") -> JSON:
+        """One step; `iteration` is the item's number, of a step in a loop. Raises NotFound."""
+        return self._wire.form("GET", _step(run_id, step_id), params=_of(iteration))
+
+    def result(self, run_id: str, step_id: str, iteration: str = "") -> Any:
+        """What a step came to, whole, also where `get` tells only how large it is.
+
+        Raises NotFound where it is not there, or has not come to anything.
+        """
+        path = f"{_step(run_id, step_id)}/result"
+        return self._wire.ask("GET", path, params=_of(iteration)).json()
+
     def list(self, status: str | None, cursor: str | None, limit: int) -> JSON:
         """A page of runs, newest first: `{"runs": [...], "next_cursor": ...}`."""
         params = {"status": status, "cursor": cursor, "limit": limit}
@@ -40,3 +52,11 @@ class RemoteRuns:
     def cancel(self, run_id: str) -> JSON:
         """End a run; raises NotFound, RunEnded."""
         return self._wire.form("POST", f"{_PATH}/{quote(run_id, safe='')}/cancel")
+
+
+def _step(run_id: str, step_id: str) -> str:
+    return f"{_PATH}/{quote(run_id, safe='')}/steps/{quote(step_id, safe='')}"
+
+
+def _of(iteration: str) -> dict[str, str | int | None]:
+    return {"iteration": iteration or None}

@@ -187,8 +187,8 @@ def raise_problem(answer: httpx.Response) -> None:
     raise make(problem, detail)
 
 
-# Answers of 503 that another try would not change.
-_LASTING: Final = frozenset({"blob_unavailable", "secret_unavailable"})
+# Answers of 503 and 429 that another try, soon, would not change.
+_LASTING: Final = frozenset({"blob_unavailable", "secret_unavailable", "too_many_runs"})
 
 _ERRORS: Final[Mapping[str, Callable[[JSON, str], BlobcaskError]]] = {
     "invalid_input": lambda form, text: InvalidRequest("request", text),
@@ -213,6 +213,10 @@ _ERRORS: Final[Mapping[str, Callable[[JSON, str], BlobcaskError]]] = {
         str(form.get("approval_key", "")), str(form.get("run", ""))
     ),
     "webhook_closed": lambda form, text: errors.WebhookClosed(text),
+    "run_ended": lambda form, text: errors.RunEnded(str(form.get("state", "over"))),
+    "invalid_setting": lambda form, text: errors.InvalidSetting(
+        str(form.get("section", "")), str(form.get("key", "")), "", str(form.get("reason", text))
+    ),
     "link_expired": lambda form, text: errors.LinkExpired(),
     "upload_closed": lambda form, text: errors.UploadClosed(str(form.get("state", "closed"))),
     "files_refused": lambda form, text: errors.FilesRefused(
@@ -228,6 +232,8 @@ _ERRORS: Final[Mapping[str, Callable[[JSON, str], BlobcaskError]]] = {
         if "limit" in form
         else errors.LinkQuotaExceeded("space", 0, 0, 0)
     ),
+    "too_many_runs": lambda form, text: errors.TooManyRuns(form["limit"], form["open"]),
+    "too_many_held": lambda form, text: errors.TooManyHeld(form["limit_bytes"], 0, 0),
     "store_full": lambda form, text: errors.StoreFull(
         form["free_bytes"], form["needed_bytes"], Path("the server")
     ),

@@ -72,6 +72,25 @@ def test_two_windows_decide_once(served: Served, open_page: OpenPage) -> None:
     expect(second.locator(".verdict")).to_contain_text("Approved")
 
 
+def test_what_was_typed_is_there_again_where_it_was_too_long(
+    served: Served, open_page: OpenPage
+) -> None:
+    """As from a browser that does not keep to the length that the page says."""
+    asked = ask(served)
+    page = open_page(asked["links"][0]["approve_url"])
+    typed = "\n<As> agreed,\n" + "x" * 2000
+    page.locator("textarea").evaluate("field => field.removeAttribute('maxlength')")
+    page.get_by_role("textbox").fill(typed)
+    page.get_by_role("button", name="Approve").click()
+    expect(page.get_by_role("alert")).to_be_visible()
+    expect(page.get_by_role("textbox")).to_have_value(typed)
+    assert look(served, asked)["status"] == "pending"
+    page.get_by_role("textbox").fill("As agreed")
+    page.get_by_role("button", name="Approve").click()
+    expect(page.get_by_role("heading")).to_have_text("Thank you")
+    assert look(served, asked)["comment"] == "As agreed"
+
+
 def test_one_click_decides_as_it_opens(served: Served, open_page: OpenPage) -> None:
     asked = ask(served, one_click=True)
     page = open_page(asked["links"][0]["reject_url"])

@@ -26,7 +26,8 @@ from cas.files import Files, PutItem
 from cas.records import CONDEMNED, DELETING, LIVE, Blob, StoredFile
 from cas.references import parse_reference
 from cas.store import Store
-from cas.uploads import UploadLink, UploadRequest
+from cas.upload_links import UploadLink
+from cas.uploads import UploadRequest
 from tests.audit import audit
 from tests.cas.interposed import InterposedDisk, collect, interpose, interposed
 from tests.clocks import HandClock

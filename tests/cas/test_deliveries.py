@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cas.clock import DAY_US, HOUR_US, SECOND_US
+from cas.completions import resume_payload
 from cas.deliveries import (
     DELAYS_US,
     JITTER,
@@ -30,7 +31,7 @@ from cas.deliveries import (
 from cas.errors import FilesRefused, InvalidRequest, NotFound
 from cas.records import DONE, FAILED, WAITING, Delivery, DeliveryPayload
 from cas.store import Store
-from cas.uploads import UploadRequest, resume_payload
+from cas.uploads import UploadRequest
 from tests.clocks import HandClock
 
 GIVE_UP_US = 3 * DAY_US

@@ -22,6 +22,7 @@ from cas.errors import (
     KeyReused,
     NoWaitingWorkflow,
     SubscriptionTaken,
+    TooManyHeld,
     TooManyWaiters,
 )
 from cas.events import (
@@ -32,16 +33,18 @@ from cas.events import (
     check_event_name,
     claim,
     drop,
-    end_waits,
     is_waiting,
+    leave,
     post,
     publish,
     subscribe,
     subscription_id,
     topic,
 )
-from cas.records import Event, Mark, Run, Subscription
+from cas.records import EVENT_BYTES, Event, Mark, Run, Subscription
 from cas.store import Store
+from cas.sweep import execute_sweep, plan_sweep
+from cas.totals import held_of
 from tests.audit import audit
 from tests.clocks import START_US, HandClock
 
@@ -151,12 +154,20 @@ def test_names_that_cannot_be(name: str) -> None:
         check_correlation_key(name)
 
 
-@pytest.mark.parametrize("name", ["upload_x", "approval_payment"])
+@pytest.mark.parametrize("name", ["upload_x", "approval_payment", "webhook_github_pr"])
 def test_nobody_outside_posts_the_stores_own_events(name: str) -> None:
     check_event_name(name)
     with pytest.raises(InvalidRequest, match="own"):
         check_event_name(name, posted=True)
     check_event_name("payment.confirmed", posted=True)
+
+
+def test_the_calls_of_a_webhook_have_names_of_their_own_that_no_others_have() -> None:
+    check_event_name("webhook_github_pr", of_webhook=True)
+    check_event_name("pr.merged", of_webhook=True)
+    for name in ("upload_x", "approval_payment"):
+        with pytest.raises(InvalidRequest, match="own"):
+            check_event_name(name, of_webhook=True)
 
 
 def test_topics_differ_where_anything_does() -> None:
@@ -314,7 +325,7 @@ def test_what_speaks_of_a_run_is_there_for_as_long_as_the_run(
     store: Store, clock: HandClock
 ) -> None:
     def run(status: str | None) -> Run:
-        return Run("run-1", "acme", "it", b"{}", b"{}", "waiting", 1, "ada", open=status)
+        return Run("run-1", "acme", "it", "waiting", 1, "ada", open=status)
 
     store.catalog.write(lambda txn: txn.insert(run("open")))
     event = happens(store, run="run-1")
@@ -600,16 +611,134 @@ def test_an_event_that_was_not_to_be_held_goes_with_its_wait(store: Store) -> No
     assert is_waiting(wait(store, "b"))
 
 
-def test_a_run_that_ends_leaves_no_wait_behind(store: Store) -> None:
-    kept = wait(store, "kept", "told")
-    store.catalog.write(lambda txn: publish(txn, "acme", "told", b"1"))
-    claimed(store, kept)
-    for number in range(210):
-        wait(store, f"{number}")
-    other = wait(store, "a", run="run-2")
-    stranger = wait(store, "a", tenant="other")
-    assert store.catalog.write(lambda txn: end_waits(txn, "acme", "run-1")) == 210
-    assert posted(store)[1] == 1
-    assert now(store, other).event_id is not None
-    assert is_waiting(now(store, stranger))
-    assert now(store, kept).claimed_at is not None
+# --- a client without a name
+
+NAMELESS = "waiter:/poll-1"  # no client can call itself so
+
+
+def left(store: Store, wait: Subscription) -> Subscription | None:
+    return store.catalog.write(lambda txn: leave(txn, now(store, wait)))
+
+
+def swept(store: Store) -> int:
+    """How many waits were forgotten."""
+    with store.catalog.read() as snapshot:
+        plan = plan_sweep(snapshot, store.now_us(snapshot))
+    return execute_sweep(store.catalog, plan).workflows.waits
+
+
+@pytest.mark.parametrize("run", ["direct", "run-1"])
+def test_what_a_dead_request_was_given_is_there_for_others_after_minutes(
+    store: Store, clock: HandClock, run: str
+) -> None:
+    """Its process was killed: nobody can ask by another request."""
+    dead = wait(store, NAMELESS, key="k", run=run, timeout_us=HOUR_US)
+    named = wait(store, "waiter:a", key="other", run=run, timeout_us=HOUR_US)
+    event, _ = posted(store, key="k", hold_us=DAY_US)
+    posted(store, key="other", hold_us=DAY_US)
+    assert now(store, dead).event_id == event.event_id
+    clock.advance(IN_VAIN_US - 1)
+    assert swept(store) == 0
+    clock.advance(1)
+    assert swept(store) == 1
+    assert wait(store, "a", key="k").event_id == event.event_id
+    assert now(store, named).event_id is not None
+
+
+def test_what_a_nameless_wait_was_given_first_is_forgotten_in_minutes_too(
+    store: Store, clock: HandClock
+) -> None:
+    event, _ = posted(store, hold_us=DAY_US)
+    assert wait(store, NAMELESS, run="direct", timeout_us=SECOND_US).event_id == event.event_id
+    clock.advance(IN_VAIN_US)
+    assert swept(store) == 1
+    assert wait(store, "a").event_id == event.event_id
+
+
+def test_what_others_may_have_is_not_for_a_client_that_is_all_but_gone(store: Store) -> None:
+    gone = wait(store, NAMELESS, run="direct")
+    event, _ = posted(store, hold_us=HOUR_US)
+    assert left(store, gone) is None
+    assert wait(store, "a").event_id == event.event_id
+    assert left(store, wait(store, NAMELESS, run="direct")) is None
+    with pytest.raises(NoWaitingWorkflow):
+        posted(store)
+
+
+def test_what_nobody_else_may_have_is_for_a_client_that_is_all_but_gone(
+    store: Store, clock: HandClock
+) -> None:
+    def told(hold_us: int | None = None, beside: str = "") -> bool:
+        gone = wait(store, f"{NAMELESS}{clock.now_us()}", run="direct")
+        if beside:
+            wait(store, beside)
+        event, _ = posted(store, hold_us=hold_us)
+        if hold_us == SECOND_US:
+            clock.advance(SECOND_US)
+        taken = left(store, gone)
+        clock.advance(1)
+        return taken is not None and (taken.event_id, taken.claimed_at is not None) == (
+            event.event_id,
+            True,
+        )
+
+    assert told()
+    assert told(HOUR_US, beside="another one got it too")
+    assert told(SECOND_US)  # it is too old to be held any more
+    happened = happens(store)
+    own = left(store, wait(store, f"{NAMELESS}-last", run="direct"))
+    assert own is not None
+    assert own.event_id == happened.event_id
+
+
+# --- how much is held
+
+
+def held(store: Store, tenant: str = "acme") -> int:
+    with store.catalog.read() as snapshot:
+        return held_of(snapshot, tenant)
+
+
+def test_so_much_of_a_tenant_is_held_for_later(store: Store, clock: HandClock) -> None:
+    one = EVENT_BYTES + 100
+
+    def hold(tenant: str = "acme", *, name: str = "paid") -> Event:
+        payload = b"1" * 100
+        return store.catalog.write(
+            lambda txn: post(
+                txn, tenant, name, payload, None, hold_us=HOUR_US, held_bytes_max=2 * one
+            )
+        )[0]
+
+    for _ in range(2):
+        hold()
+    assert held(store) == 2 * one
+    with pytest.raises(TooManyHeld) as refused:
+        hold()
+    facts = refused.value
+    assert (facts.limit_bytes, facts.held_bytes, facts.needed_bytes) == (2 * one, 2 * one, one)
+    hold("other")
+    with pytest.raises(TooManyHeld):  # of whatever name
+        hold(name="unpaid")
+    assert len(events(store, name="paid")) == 2
+    # Whom it is given to, it is not kept for.
+    wait(store, "now", "unpaid")
+    hold(name="unpaid")
+    wait(store, "a")
+    assert held(store) == one
+    hold()
+    clock.advance(HOUR_US)
+    swept(store)
+    assert held(store) == 0
+    hold()
+
+
+def test_what_the_store_tells_is_kept_in_any_case_and_counts(store: Store) -> None:
+    event = happens(store)
+    assert held(store) == EVENT_BYTES + len(event.payload)
+    with pytest.raises(TooManyHeld):
+        store.catalog.write(
+            lambda txn: publish(txn, "acme", "push", b"1", open_us=DAY_US, held_bytes_max=1000)
+        )
+    happens(store)
+    assert held(store) == 2 * (EVENT_BYTES + len(event.payload))

@@ -50,7 +50,8 @@ from cas.records import Event, Partial, UploadFile
 from cas.store import Store
 from cas.sweep import Swept, execute_sweep, plan_sweep
 from cas.takeover import Takeovers, take
-from cas.uploads import UploadLink, UploadRequest
+from cas.upload_links import UploadLink
+from cas.uploads import UploadRequest
 from tests.audit import assert_well, audit
 from tests.clocks import START_US, HandClock
 from tests.crash.steps import FailingDisk

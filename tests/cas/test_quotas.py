@@ -22,7 +22,8 @@ from cas.records import Mark, StoredFile, UploadFile, Usage
 from cas.references import parse_reference
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
-from cas.uploads import UploadLink, UploadRequest
+from cas.upload_links import UploadLink
+from cas.uploads import UploadRequest
 from tests.audit import assert_well, audit
 from tests.clocks import HandClock
 

@@ -36,7 +36,8 @@ from cas.receipts import (
 )
 from cas.references import parse_reference
 from cas.store import Store
-from cas.uploads import UploadLink, UploadRequest
+from cas.upload_links import UploadLink
+from cas.uploads import UploadRequest
 from tests.clocks import HandClock
 
 OLD, NEW, OTHER = b"o" * 32, b"n" * 32, b"x" * 32

@@ -22,12 +22,15 @@ from cas.files import Files, PutItem
 from cas.format import FORMAT_VERSION
 from cas.references import parse_reference
 from cas.store import Store
-from cas.uploads import UploadLink, UploadRequest
+from cas.upload_links import UploadLink
+from cas.uploads import UploadRequest
 from tests.audit import audit
 from tests.cas.interposed import InterposedDisk, collect
 from tests.clocks import HandClock
 from tests.conftest import CHECKOUT
 from tests.crash.steps import FailingDisk
+from tests.mounts import fill as fill_disk
+from tests.mounts import mounted
 
 SETTINGS = Settings(store=StoreSettings(grace=Duration(DAY_US), min_free=Size(0)))
 DATA = b"some bytes" * 1000
@@ -318,35 +321,8 @@ def small(
     request: pytest.FixtureRequest, tmp_path: Path, program: Callable[[str], str]
 ) -> Iterator[Path]:
     """A filesystem of 96 MiB; skipped where this user may not mount."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if request.param == "tmpfs":
-        mount = ["-t", "tmpfs", "-o", "size=96m", "blobcask-test", str(folder)]
-    else:
-        image = tmp_path / "image"
-        with image.open("wb") as stream:
-            stream.truncate(96 << 20)
-        subprocess.run([program("mkfs.ext4"), "-q", "-m", "0", image], check=True)
-        mount = ["-o", "loop", str(image), str(folder)]
-    mounted = subprocess.run(
-        [program("mount"), *mount], check=False, capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run([program("umount"), "--lazy", folder], check=True)
-
-
-def fill_up(folder: Path) -> Path:
-    """Let another process write until there is no space at all."""
-    filler = folder / "filler"
-    for size in ("64k", "1k"):
-        subprocess.run(
-            ["sh", "-c", f"dd if=/dev/zero bs={size} >> '{filler}' 2>/dev/null; true"], check=True
-        )
-    return filler
+    with mounted(tmp_path, 96 << 20, program, ext4=request.param == "ext4") as disk:
+        yield disk
 
 
 def test_a_foreign_process_fills_the_disk(small: Path, clock: HandClock) -> None:
@@ -356,7 +332,7 @@ def test_a_foreign_process_fills_the_disk(small: Path, clock: HandClock) -> None
         upload = store.uploads("acme", "ada").request(UploadRequest("it", max_files=2))
         link = store.upload_link(upload.upload_token)
         link.put(0, DATA, filename="a")
-        filler = fill_up(small)
+        filler = fill_disk(small)
         before = len(list((small / "store/objects").glob("*/*")))
         works: list[Callable[[], object]] = [
             lambda: files.put(os.urandom(100_000), name="it"),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cas.clock import DAY_US, HOUR_US, SECOND_US
+from cas.completions import Completion
 from cas.config import Duration, Settings, Size, StoreSettings, UploadSettings
 from cas.content import Content, look_at
 from cas.digest import digest_of
@@ -35,7 +36,8 @@ from cas.references import parse_reference
 from cas.retention import FOREVER
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
-from cas.uploads import Completion, UploadLink, UploadRequest
+from cas.upload_links import UploadLink
+from cas.uploads import UploadRequest
 from tests.audit import audit
 from tests.cas.interposed import collect, interpose
 from tests.clocks import START_US, HandClock
@@ -609,7 +611,7 @@ def test_a_slot_replaced_and_collected_while_its_content_is_judged(
         assert collect(store) == 1
         return look_at(path)
 
-    monkeypatch.setattr("cas.uploads.look_at", look_late)
+    monkeypatch.setattr("cas.upload_links.look_at", look_late)
     assert [read(store, file) for file in link.complete().files] == [b"new"]
 
 

@@ -31,7 +31,14 @@ COMPLETE = ("--replicator", "--runner")  # as it is for users
 # As in pyproject.toml: errors, but for what the runner's engine brings along.
 WARNINGS = "error,ignore:The anyio.abc.BlockingPortal alias is deprecated:DeprecationWarning"
 # Off unless a test is about them: all tests come from one address.
-RATES = ("TENANT_REQUESTS", "ADDRESS_REQUESTS", "GUESSES", "ALL_GUESSES", "TENANT_EVENTS")
+RATES = (
+    "TENANT_REQUESTS",
+    "ADDRESS_REQUESTS",
+    "GUESSES",
+    "ALL_GUESSES",
+    "TENANT_EVENTS",
+    "TENANT_SUBMISSIONS",
+)
 
 
 @final
@@ -168,6 +175,7 @@ def serving(
         "BLOBCASK_GATEWAY__BIND": "127.0.0.1:0",
         **{f"BLOBCASK_LIMITS__{name}": "0/m" for name in RATES},
         "BLOBCASK_LIMITS__ADDRESS_CONNECTIONS": "0",
+        "BLOBCASK_LIMITS__TENANT_RUNS": "0",
         "PYTHONWARNINGS": WARNINGS,
         "PYTHONUNBUFFERED": "1",
         **{f"BLOBCASK_{name}": value for name, value in settings.items()},

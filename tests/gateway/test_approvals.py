@@ -13,8 +13,9 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 
 from cas.config import Settings, StoreSettings
-from cas.deliveries import payload_of
-from cas.records import Delivery
+from cas.deliveries import opened_payload, payload_of
+from cas.keys import load_keys
+from cas.records import Delivery, Run
 from cas.store import Store
 from tests.gateway.served import ANSWER_S, Answer, Served, serving
 from tests.gateway.test_audit import journal
@@ -60,7 +61,8 @@ def test_a_question_is_asked_looked_at_listed_and_withdrawn(served: Served) -> N
     assert asked["links"][0]["approve_url"].startswith(f"{served.address}/api/v1/approvals/")
     assert look(served, asked) == asked
     listed = served.ask("GET", "/api/v1/approvals?run=r-1", token=served.admin).form
-    assert listed == {"approvals": [asked], "next_cursor": None}
+    without_links = {name: value for name, value in asked.items() if name != "links"}
+    assert listed == {"approvals": [without_links], "next_cursor": None}
     assert served.ask("GET", "/api/v1/approvals?run=r-2", token=served.admin).form == {
         "approvals": [],
         "next_cursor": None,
@@ -155,6 +157,7 @@ def test_a_browser_confirms_and_is_thanked(served: Served, which: str) -> None:
     assert "Pay &lt;100&gt;?" in page.body.decode()
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert page.headers["cache-control"] == "no-store"
+    assert page.headers["x-frame-options"] == "DENY"
     assert page.headers["referrer-policy"] == "no-referrer"
     assert page.headers["vary"].startswith("Accept")
     policy = page.headers["content-security-policy"]
@@ -245,8 +248,15 @@ def test_one_click_decides_when_it_is_opened_and_not_when_it_is_looked_at(served
     asked = ask(served, one_click=True)
     url = asked["links"][0]["approve_url"]
     assert served.ask("HEAD", url, headers=BROWSER).status == 200
-    ahead = served.ask("GET", url, headers={**BROWSER, "Sec-Purpose": "prefetch;prerender"})
-    assert ahead.status == 200
+    for ahead in (
+        {"Sec-Purpose": "prefetch;prerender"},
+        {"Sec-Purpose": "Prerender"},
+        {"Purpose": "prefetch"},
+        {"Purpose": "preview"},
+        {"X-Purpose": "preview"},
+        {"X-Moz": "prefetch"},
+    ):
+        assert served.ask("GET", url, headers={**BROWSER, **ahead}).status == 200
     assert look(served, asked)["status"] == "pending"
     opened = served.ask("GET", url, headers=BROWSER)
     assert opened.status == 200
@@ -267,6 +277,11 @@ def test_one_click_decides_when_it_is_opened_and_not_when_it_is_looked_at(served
         ("https://app.example.com/approved", "https://app.example.com/approved?{told}"),
         ("https://app.example.com/a?b=c&d#e", "https://app.example.com/a?b=c&d&{told}#e"),
         ("http://127.0.0.1:99", "http://127.0.0.1:99?{told}"),
+        # Whoever takes the first of two by one name is told what was decided, too.
+        (
+            "https://app.example.com/a?decision=approved&b=%2f+c&i%64=1&id&identity=2&idea",
+            "https://app.example.com/a?b=%2f+c&identity=2&idea&{told}",
+        ),
     ],
 )
 def test_who_has_decided_is_sent_on_with_what_was_decided(
@@ -342,6 +357,12 @@ def test_bodies_that_are_no_comment_decide_nothing(served: Served) -> None:
     too_long = urlencode({"comment": "ü" * 2001})
     page = served.ask("POST", url, too_long, headers={**BROWSER, **FORM})
     assert (page.status, "The comment is too long" in page.body.decode()) == (422, True)
+    assert f">\n{'ü' * 2001}</textarea>" in page.body.decode()
+    typed = "\n<b>" + "\U0001f600" * 4000
+    page = served.ask("POST", url, urlencode({"comment": typed}), headers={**BROWSER, **FORM})
+    assert page.status == 422
+    # The first line break is not the comment's.
+    assert f">\n\n&lt;b&gt;{typed[4:]}</textarea>" in page.body.decode()
     assert served.ask("POST", url, too_long, headers={**JSON, **FORM}).code == "INVALID_REQUEST"
     huge = b"comment=" + b"x" * 100_000
     assert served.ask("POST", url, huge, headers={**JSON, **FORM}).code == "TOO_LARGE"
@@ -391,16 +412,49 @@ def test_who_asked_and_who_decided_is_in_the_journal(served: Served) -> None:
     assert actors["decides"] == f"approval:{asked['approval_id']}"
 
 
-def test_mails_lead_to_where_the_request_came_to(tmp_path: Path) -> None:
+def test_mails_lead_to_the_public_url_wherever_the_request_came_to(tmp_path: Path) -> None:
     mail = {"MAIL__HOST": "127.0.0.1", "MAIL__SENDER": "us@example.org"}
-    with serving(tmp_path, **mail) as served:
-        asked = ask(served, addressees=["ada@example.org", "bob"])
+    public = "https://files.example.org"
+    with serving(tmp_path, **mail, GATEWAY__PUBLIC_URL=public) as served:
+        body = json.dumps({"approval_key": "k", "title": "?", "addressees": ["ada@example.org"]})
+        headers = {"Host": "evil.example"}
+        asked = served.ask("POST", "/api/v1/approvals", body, token=served.admin, headers=headers)
     settings = Settings(store=StoreSettings(root=tmp_path))
     with Store.open(tmp_path, settings) as store, store.catalog.read() as snapshot:
         [delivery] = snapshot.range(Delivery, "")
-        sent = json.loads(payload_of(snapshot, delivery.delivery_id) or b"")
+        sealed = payload_of(snapshot, delivery.delivery_id) or b""
+        sent = json.loads(opened_payload(delivery, sealed, load_keys(settings).secrets) or b"")
     assert (delivery.kind, delivery.target) == ("mail", "ada@example.org")
-    assert asked["links"][0]["approve_url"] in sent["text"]
+    url = asked.form["links"][0]["approve_url"]
+    assert url.startswith(f"{public}/api/v1/approvals/")
+    assert url in sent["text"]
+    assert "evil" not in sent["text"] + sent["html"]
+
+
+def test_without_a_public_url_nobody_is_mailed(tmp_path: Path) -> None:
+    mail = {"MAIL__HOST": "127.0.0.1", "MAIL__SENDER": "us@example.org"}
+    body = json.dumps({"approval_key": "k", "title": "?", "addressees": ["ada@example.org"]})
+    with serving(tmp_path, **mail) as served:
+        refused = served.ask("POST", "/api/v1/approvals", body, token=served.admin)
+        assert (refused.status, refused.code) == (409, "INVALID_SETTING")
+        assert (refused.form["section"], refused.form["key"]) == ("gateway", "public_url")
+        listed = served.ask("GET", "/api/v1/approvals", token=served.admin).form
+        assert listed["approvals"] == []
+        # Who takes the links himself knows where he has asked.
+        asked = ask(served, addressees=["ada"])
+        assert asked["links"][0]["approve_url"].startswith(f"{served.address}/api/v1/approvals/")
+
+
+def test_nobody_is_asked_for_a_run_that_has_ended(tmp_path: Path) -> None:
+    run = Run("run-over", "default", "x", "cancelled", 1, "ann", open=None)
+    settings = Settings(store=StoreSettings(root=tmp_path))
+    with Store.open(tmp_path, settings) as store:
+        store.catalog.write(lambda txn: txn.insert(run), actor="test")
+    body = json.dumps({"approval_key": "k", "title": "?", "run": "run-over"})
+    with serving(tmp_path) as served:
+        refused = served.ask("POST", "/api/v1/approvals", body, token=served.admin)
+    assert (refused.status, refused.code) == (409, "RUN_ENDED")
+    assert refused.form["state"] == "cancelled"
 
 
 @pytest.fixture

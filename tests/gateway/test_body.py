@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -18,6 +20,7 @@ from gunicorn.config import Config
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cas.errors import TooLarge
 from gateway.body import (
     BYTES_PER_S_MIN,
     DRAIN_BYTES_MAX,
@@ -27,8 +30,9 @@ from gateway.body import (
     Pace,
     PacedUnreader,
     RequestBody,
+    prove_body_path,
+    read_small,
 )
-from gateway.worker import prove_body_path
 
 FOLLOWING = b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -48,6 +52,11 @@ class Wire:
         request.body = RequestBody(request, self.parser.unreader, direct=direct)
         body: RequestBody = request.body
         return body
+
+    def send(self, data: bytes) -> None:
+        """All of it, or until our end is closed."""
+        with suppress(OSError):
+            self.theirs.sendall(data)
 
     def close(self) -> None:
         self.ours.close()
@@ -223,3 +232,89 @@ def test_a_long_unread_rest_ends_the_connection(
     wire.theirs.sendall(put(b"", length=unread_bytes))
     wire.body(direct=True).settle()
     assert wire.parser.mesg.should_close() is closes
+
+
+# --- small bodies, which are held in memory
+
+LIMIT_BYTES = 16 << 20
+
+
+def wanted(body: RequestBody, limit_bytes: int = LIMIT_BYTES) -> bytes:
+    return read_small({"wsgi.input": body}, limit_bytes)
+
+
+@given(
+    data=st.binary(max_size=300).map(lambda some: some * 1_000),
+    limit_bytes=st.integers(0, 300_000),
+    is_chunked=st.booleans(),
+    direct=st.booleans(),
+)
+def test_a_small_body_is_read_whole_or_refused_as_too_large(
+    data: bytes, limit_bytes: int, is_chunked: bool, direct: bool
+) -> None:
+    wire = Wire()
+    sent = (chunked(data) if is_chunked and data else put(data)) + FOLLOWING
+    sender = threading.Thread(target=wire.send, args=(sent,))
+    sender.start()
+    try:
+        body = wire.body(direct=direct)
+        if len(data) > limit_bytes:
+            with pytest.raises(TooLarge):
+                wanted(body, limit_bytes)
+        else:
+            assert wanted(body, limit_bytes) == data
+            assert body.ended
+            assert next(wire.parser).path == "/next"
+    finally:
+        wire.close()
+        sender.join()
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 131_072, 131_073, 200_000])
+@pytest.mark.parametrize("is_chunked", [True, False])
+def test_a_small_body_as_long_as_allowed_is_taken_and_one_byte_more_is_not(
+    size: int, is_chunked: bool
+) -> None:
+    for limit_bytes in (size, size - 1):
+        wire = Wire()
+        data = b"x" * size
+        sent = (chunked(data) if is_chunked and data else put(data)) + FOLLOWING
+        sender = threading.Thread(target=wire.send, args=(sent,))
+        sender.start()
+        try:
+            body = wire.body(direct=True)
+            if limit_bytes == size:
+                assert wanted(body, limit_bytes) == data
+                assert next(wire.parser).path == "/next"
+            else:
+                with pytest.raises(TooLarge):
+                    wanted(body, limit_bytes)
+        finally:
+            wire.close()
+            sender.join()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        put(b"{", length=2),
+        put(b"{", length=LIMIT_BYTES),
+        b"PUT /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+    ],
+)
+@pytest.mark.parametrize("direct", [True, False])
+def test_memory_is_for_bytes_that_came_and_not_for_those_announced(
+    wire: Wire, sent: bytes, direct: bool
+) -> None:
+    """Before anything is known of who sends: hundreds of connections cost next to nothing."""
+    wire.theirs.sendall(sent)
+    wire.theirs.shutdown(socket.SHUT_WR)
+    body = wire.body(direct=direct)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BodyTruncated):
+            wanted(body)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 2 << 20  # gunicorn asks the kernel for up to 1 MiB, which is never touched

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cas.config import load_settings
 from cas.errors import InvalidSetting
+from cas.setting_sources import load_settings
 from tests.gateway.served import Answer, Served, serving
 
 APP = "https://app.example.org"

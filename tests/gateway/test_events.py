@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hmac
 import json
+import subprocess
+import sys
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from tests.conftest import CHECKOUT
 from tests.gateway.served import Answer, Served, serving
 
 HERE = "/api/v1/events/default"
@@ -136,9 +140,9 @@ def test_a_poll_without_a_name_leaves_nothing_behind(served: Served) -> None:
 
 def test_what_is_for_a_run_is_for_those_who_may_manage_workflows(served: Served) -> None:
     url = f"{WAIT}approval_pay&timeout=0&run="
-    emits = served.token("emit_events")
-    assert refused(served.ask("GET", f"{url}run-1", token=emits), 403, "PERMISSION_MISSING")
-    assert served.ask("GET", f"{url}direct", token=emits).status == 200
+    waits = served.token("wait_events")
+    assert refused(served.ask("GET", f"{url}run-1", token=waits), 403, "PERMISSION_MISSING")
+    assert served.ask("GET", f"{url}direct", token=waits).status == 200
     manages = served.token("manage_workflows")
     assert served.ask("GET", f"{url}run-1", token=manages).status == 200
 
@@ -197,15 +201,20 @@ def test_permissions(served: Served) -> None:
     body = json.dumps({"event_name": "permitted", "hold": True})
     may_emit = served.token("emit_events")
     may_manage = served.token("manage_workflows")
+    may_wait = served.token("wait_events")
     may_nothing = served.token("manage_uploads", "manage_storage")
     assert served.ask("POST", HERE, body, token=may_emit).status == 200
-    for token in (may_manage, may_nothing):
+    for token in (may_manage, may_wait, may_nothing):
         assert refused(served.ask("POST", HERE, body, token=token), 403, "PERMISSION_MISSING")
-    for token, waiter in ((may_emit, "a"), (may_manage, "b")):
+    for token, waiter in ((may_wait, "a"), (may_manage, "b")):
         url = f"{WAIT}permitted&timeout=0&waiter={waiter}"
         assert served.ask("GET", url, token=token).status == 200
-    answer = served.ask("GET", f"{WAIT}permitted&timeout=0", token=may_nothing)
-    assert refused(answer, 403, "PERMISSION_MISSING")
+    # What others are to hear is not for who posts: a payment system, say.
+    for token in (may_emit, may_nothing):
+        for name in ("permitted", "approval_pay", "webhook_pr", "never"):
+            answer = served.ask("GET", f"{WAIT}{name}&timeout=0", token=token)
+            assert refused(answer, 403, "PERMISSION_MISSING")
+            assert answer.form["permission"] == "wait_events"
     for method, url in (("POST", HERE), ("GET", f"{WAIT}a")):
         assert refused(served.ask(method, url), 401, "UNAUTHORIZED")
 
@@ -219,6 +228,31 @@ def test_events_are_counted_for_each_tenant(tmp_path: Any) -> None:
         theirs = server.token("emit_events", tenant="theirs")
         body = json.dumps({"event_name": "many", "hold": True})
         assert server.ask("POST", "/api/v1/events/theirs", body, token=theirs).status == 200
+
+
+def test_what_is_held_for_a_tenant_has_a_limit(tmp_path: Any) -> None:
+    with serving(tmp_path, LIMITS__TENANT_HELD_EVENTS="4KiB") as server:
+        name, key = "tool", b"whsec"
+        subprocess.run(
+            [sys.executable, "-m", "cas", "secret", "set", name],
+            env=server.environ, cwd=CHECKOUT, input=key, check=True, capture_output=True,
+        )  # fmt: skip
+        wanted = json.dumps({"name": name, "kind": "github", "secret_id": name})
+        made = server.ask("POST", "/api/v1/webhooks", wanted, token=server.admin).form
+
+        def call(body: bytes) -> Answer:
+            signature = "sha256=" + hmac.new(key, body, "sha256").hexdigest()
+            url = f"/api/v1/webhooks/{made['webhook_id']}"
+            return server.ask("POST", url, body, headers={"X-Hub-Signature-256": signature})
+
+        assert post(server, "held", "x" * 3000, hold=True).status == 200
+        for answer in (post(server, "other", "x" * 1000, hold=True), call(b"{}" * 200)):
+            assert refused(answer, 429, "TOO_MANY_HELD")
+            # Nothing of what the tenant has, which is not for all who post.
+            assert set(answer.form) == {"status", "code", "message", "limit_bytes"}
+        assert begin(server, "held", "one").form["status"] == "delivered"
+        again = call(b"{}" * 200)
+        assert (again.status, again.form["duplicate"]) == (200, False)
 
 
 def test_the_log_and_the_journal_say_who_posted(served: Served) -> None:
@@ -253,6 +287,7 @@ def test_the_log_and_the_journal_say_who_posted(served: Served) -> None:
         b'{"event_name": "a", "payload": NaN}',
         b'{"event_name": "a", "payload": "\\ud800"}',
         b'{"event_name": "a", "payload": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"event_name": "a", "hold": true, "payload": ' + b"[" * 101 + b"]" * 101 + b"}",
         b'{"event_name": "a", "correlation_key": ""}',
         b'{"event_name": "a", "hold": "long"}',
         b'{"event_name": "a", "hold": 0}',
@@ -266,10 +301,18 @@ def test_the_log_and_the_journal_say_who_posted(served: Served) -> None:
         b'{"event_name": "a", "hold": 1.5}',
         b'{"event_name": "approval_payment", "hold": true}',
         b'{"event_name": "upload_0123", "hold": true}',
+        b'{"event_name": "webhook_github_pr", "hold": true}',
     ],
 )
 def test_what_is_no_event_is_refused(served: Served, body: bytes) -> None:
     assert refused(served.ask("POST", HERE, body, token=served.admin), 400, "INVALID_REQUEST")
+
+
+def test_the_deepest_payload_that_is_taken_is_told(served: Served) -> None:
+    deep = b"[" * 100 + b"]" * 100
+    body = b'{"event_name": "deepest", "hold": true, "payload": ' + deep + b"}"
+    assert served.ask("POST", HERE, body, token=served.admin).status == 200
+    assert begin(served, "deepest", "deepest").form["payload"] == json.loads(deep)
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256])

@@ -15,7 +15,8 @@ from cas.config import Settings, StoreSettings
 from cas.keys import load_keys
 from cas.records import UploadFile
 from cas.store import Store
-from cas.uploads import UploadLink, UploadRequest
+from cas.upload_links import UploadLink
+from cas.uploads import UploadRequest
 from gateway.app import create_app
 from tests.gateway.served import Answer, Served, serving
 

@@ -11,9 +11,13 @@ from typing import Any
 
 import falcon.testing
 import pytest
+from highway_dsl import WorkflowBuilder
 
-from cas.background import Heartbeat, TargetState
-from cas.clock import DAY_US
+from cas import runner
+from cas.alone import Alone
+from cas.background import PLACE, Heartbeat, TargetState
+from cas.beats import SILENT_US_MAX, write_beat
+from cas.clock import DAY_US, SECOND_US
 from cas.config import Settings, StoreSettings
 from cas.durable import Disk
 from cas.errors import CatalogFailed, IndexDamaged, StoreUnready
@@ -23,9 +27,11 @@ from cas.replicas import register
 from cas.store import Store
 from gateway.app import create_app
 from gateway.pool import Pool
-from replicator.heartbeat import Alone, write_heartbeat
+from replicator.heartbeat import write_heartbeat
 from tests.clocks import HandClock
 from tests.gateway.served import Served, serving
+from workflows.definitions import Definition
+from workflows.runs import Runs
 
 
 class SwitchedDisk(Disk):
@@ -170,11 +176,41 @@ def test_a_background_process_that_does_not_run_degrades_but_serves(store: Store
     assert [what for what in answer.json["degraded"] if "no background process" in what]
 
 
+def degraded_by_runs(store: Store) -> list[str]:
+    answer, _ = asked(store)
+    assert answer.status_code == 200
+    return [what for what in answer.json["degraded"] if "background process" not in what]
+
+
+def test_workflows_that_wait_for_a_runner_degrade_but_others_are_served(
+    store: Store, clock: HandClock
+) -> None:
+    assert degraded_by_runs(store) == []  # it may be served without workflows
+    submit_run(store)
+    assert degraded_by_runs(store) == ["no runner runs: workflows wait"]
+    place = Alone(store.root / runner.PLACE)
+    try:
+        assert place.take()
+        write_beat(store.root / runner.STATUS, runner.RunnerBeat(1, 0, clock.now_us()))
+        assert degraded_by_runs(store) == []
+        clock.advance(SILENT_US_MAX + SECOND_US)
+        assert degraded_by_runs(store) == ["the runner is silent for 61 s"]
+    finally:
+        place.close()
+    assert asked(store, peer="203.0.113.7")[0].json == {"status": "ready"}
+
+
+def submit_run(store: Store) -> None:
+    runs = Runs(store.catalog, tenant_id="acme", actor="ada", request_id="")
+    flow = WorkflowBuilder(name="one").task("one", "tools.storage.list")
+    runs.submit(Definition.parse(flow.build().to_json()), {})
+
+
 def test_a_stalled_mirror_degrades_with_the_reason_but_serves(root: Path, clock: HandClock) -> None:
     far = TargetState("far", "folder /far", probed=True, fenced="another node ships")
     with Store.open(root, clock=clock) as store:
         register(store.catalog, [("far", "folder /far")])
-        place = Alone(root)
+        place = Alone(root / PLACE)
         try:
             assert place.take()
             assert write_heartbeat(root, Heartbeat(1, 0, clock.now_us(), [], [far]))

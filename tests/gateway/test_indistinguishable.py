@@ -32,18 +32,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from cas.clock import SystemClock
+from cas.catalog import Transaction
+from cas.clock import HOUR_US, SystemClock
 from cas.config import Settings, StoreSettings
 from cas.files import PutItem
 from cas.keys import load_keys
+from cas.records import COMPLETED, RESULT, Step, StepValue
 from cas.store import Store
 from cas.uploads import UploadRequest
 from gateway.auth import ADMIN, Tokens
 from tests.gateway.served import Served, serving
+from workflows.approvals import ApprovalRequest
+from workflows.definitions import Definition, Task
+from workflows.runs import Runs
+from workflows.signatures import FORM
 from workflows.views import Workflows
 from workflows.webhooks import WebhookRequest
 
@@ -66,6 +72,10 @@ DEDUPE_PAIRS_SOAK: Final = 2_000
 DEDUPE_BYTES: Final = 4096
 DEDUPE_SHARE: Final = 0.05
 BYTES: Final = 64
+MANY_BYTES: Final = 200 << 10  # of a call: less than [events] payload_max
+# Of a run's definition: what is read of it would be seen.
+DEFINITION_BYTES: Final = 16 << 10
+AT_ONCE: Final = 500  # records, in one transaction
 
 US, THEM, OTHERS = "acme", "rival", "third"
 
@@ -225,8 +235,8 @@ TOKEN_LENGTH: Final = 8
 SLOTS_OF_ONE: Final = 50
 
 
-def cases_of(bearer: str, token: str) -> dict[str, Case]:
-    """With a token of the API and the token of one's own upload."""
+def cases_of(bearer: str, token: str, approved: str) -> dict[str, Case]:
+    """With a token of the API, the token of one's own upload and that of one's own approval."""
     authorized = f"Authorization: Bearer {bearer}"
     theirs = f"/api/v1/storage/uploads/{THEM}/direct/{{}}.bin"
     ours = f"/api/v1/storage/uploads/{US}/direct/{{}}.bin"
@@ -236,7 +246,13 @@ def cases_of(bearer: str, token: str) -> dict[str, Case]:
     version, offset = "Tus-Resumable: 1.0.0", "Upload-Offset: 0"
     piece = "Content-Type: application/offset+octet-stream"
     unsigned = f"X-Hub-Signature-256: sha256={'0' * 64}"
-    body = b"x" * BYTES
+    body, long_body = b"x" * BYTES, b"x" * MANY_BYTES
+    approvals, runs = "/api/v1/approvals/{}", "/api/v1/workflows/{}"
+    # The signature is good, and of another approval.
+    respond = f"{approvals}/respond?decision=approved&token={approved}"
+    forged = f"{approvals}/respond?decision=approved&token=0.{int(time.time())}.{'A' * 43}"
+    html, json_type = "Accept: text/html", "Accept: application/json"
+    event = json.dumps({"event_name": "held", "payload": 1}).encode()
     return {
         "GET file": Case("digest", asks("GET", theirs, authorized)),
         "GET own file of their bytes": Case("digest", asks("GET", ours, authorized)),
@@ -260,13 +276,46 @@ def cases_of(bearer: str, token: str) -> dict[str, Case]:
         "GET receipt": Case("near", asks("GET", f"{uploads}/receipt")),
         "POST tus": Case("near", asks("POST", f"{uploads}/tus/", version, "Upload-Length: 5")),
         "GET webhook": Case("webhook", asks("GET", "/api/v1/webhooks/{}", authorized)),
+        "DELETE webhook": Case("webhook", asks("DELETE", "/api/v1/webhooks/{}", authorized)),
         "POST webhook": Case("webhook", asks("POST", "/api/v1/webhooks/{}", unsigned, body=body)),
+        "POST webhook of many bytes": Case(
+            "webhook", asks("POST", "/api/v1/webhooks/{}", unsigned, body=long_body)
+        ),
+        "GET approval": Case("approval", asks("GET", approvals, authorized)),
+        "POST cancel of an approval": Case(
+            "approval", asks("POST", f"{approvals}/cancel", authorized)
+        ),
+        "GET link of another approval": Case("approval", asks("GET", respond, html)),
+        "GET link of another approval as JSON": Case("approval", asks("GET", respond, json_type)),
+        "GET forged link": Case("approval", asks("GET", forged, json_type)),
+        "POST forged link": Case("approval", asks("POST", forged, json_type)),
+        "GET run": Case("run", asks("GET", runs, authorized)),
+        "POST cancel of a run": Case("run", asks("POST", f"{runs}/cancel", authorized)),
+        "GET step": Case("run", asks("GET", f"{runs}/steps/ask", authorized)),
+        "GET result": Case("run", asks("GET", f"{runs}/steps/ask/result", authorized)),
+        "GET wait": Case(
+            "tenant",
+            asks("GET", "/api/v1/events/{}/wait?event_name=held&timeout=0", authorized),
+        ),
+        "POST event": Case("tenant", asks("POST", "/api/v1/events/{}", authorized, body=event)),
         "POST complete of a file": Case("file", asks("POST", f"{uploads}/complete")),
     }
 
 
-CASES: Final = tuple(cases_of("", ""))
-SHARING: Final = Counter(case.kind for case in cases_of("", "").values())
+# Ways to sign a call, and the secret. The last are signed under the header that is asked with.
+HUB: Final = {"header": "X-Hub-Signature-256", "prefix": "sha256="}
+SIGNED: Final[dict[str, tuple[str, dict[str, str] | None, str]]] = {
+    "github": ("github", None, "theirs"),
+    "github, two keys": ("github", None, "two"),
+    "slack": ("slack", None, "theirs"),
+    "stripe": ("stripe", None, "theirs"),
+    "twilio": ("twilio", None, "theirs"),
+    "generic": ("generic", None, "theirs"),
+    "generic by SHA-1": ("generic", {**HUB, "algorithm": "sha1"}, "theirs"),
+    "generic by SHA-512": ("generic", {**HUB, "algorithm": "sha512"}, "two"),
+}
+CASES: Final = tuple(cases_of("", "", ""))
+SHARING: Final = Counter(case.kind for case in cases_of("", "", "").values())
 
 
 class World:
@@ -279,17 +328,22 @@ class World:
         settings = Settings(store=StoreSettings(root=root))
         with Store.open(root, settings) as store:
             self._things = _things(store, things_of_each, random.Random(2))
+            self.webhooks = _webhooks(store)
             self._filled = _state(store)
             ours = store.uploads(US, "ada").request(UploadRequest("ours", max_files=4))
             link = store.upload_link(ours.upload_token)
             link.begin_partial(0, "a.bin", None, BYTES)
             link.put(1, b"one", filename="one.bin")
+            approvals = Workflows(store, load_keys(settings)).approvals(US, "ada")
+            asked = approvals.request(ApprovalRequest("ours", "Ours?"))
+            url = approvals.links("http://a", asked)[0].approve_url
         keys = load_keys(settings)
         tokens = Tokens(keys.jwt, SystemClock().now_us)
         self.bearers = {
             name: tokens.issue(name, "ada", (ADMIN,), 3600) for name in (US, THEM, OTHERS)
         }
-        self._cases = cases_of(self.bearers[US], ours.upload_token)
+        [approved] = parse_qs(urlsplit(url).query)["token"]
+        self._cases = cases_of(self.bearers[US], ours.upload_token, approved)
 
     def case(self, name: str) -> tuple[Ask, Things]:
         """How to ask, and for what."""
@@ -301,13 +355,19 @@ class World:
 
     def check(self) -> None:
         """Nothing of the other tenant was changed by all the asking."""
-        with Store.open(self.root) as store:
+        with Store.open(self.root, Settings(store=StoreSettings(root=self.root))) as store:
             assert _state(store) == self._filled
 
 
 def _state(store: Store) -> object:
-    uploads = store.uploads(THEM, "bob")
-    return store.files(THEM, "bob").usage(), [upload.status for upload in uploads.list().items]
+    workflows = Workflows(store, load_keys(store.settings))
+    return (
+        store.files(THEM, "bob").usage(),
+        [upload.status for upload in store.uploads(THEM, "bob").list().items],
+        [webhook.calls for webhook in workflows.webhooks(THEM, "bob").list().items],
+        [approval.status for approval in workflows.approvals(THEM, "bob").list().items],
+        [run.status for run in workflows.runs(THEM, "bob").list().items],
+    )
 
 
 def _things(store: Store, count: int, chance: random.Random) -> dict[str, Things]:
@@ -338,8 +398,20 @@ def _things(store: Store, count: int, chance: random.Random) -> dict[str, Things
     webhooks = workflows.webhooks(THEM, "bob")
     called = WebhookRequest("theirs", "github", "theirs")
     webhook_ids = [webhooks.register(called).webhook_id for _ in range(many["webhook"])]
+    approvals = workflows.approvals(THEM, "bob")
+    approval_ids = [
+        approvals.request(ApprovalRequest(f"theirs-{number}", "Theirs?")).approval_id
+        for number in range(many["approval"])
+    ]
+    run_ids = _runs(store, workflows.runs(THEM, "bob"), many["run"])
+    tenants = [f"tenant-{chance.randbytes(6).hex()}" for _ in range(many["tenant"])]
+    for tenant in tenants:
+        workflows.events(tenant, "bob").emit("held", 1, hold_us=HOUR_US)
     digests = [file.checksum_sha256.hex() for file in files]
     return {
+        "approval": _between(shuffled(approval_ids), chance),
+        "run": _between(shuffled(run_ids), chance),
+        "tenant": Things(tenants, [f"tenant-{chance.randbytes(6).hex()}" for _ in tenants]),
         "digest": Things(shuffled(digests), [chance.randbytes(32).hex() for _ in digests]),
         "file": _between(shuffled([file.file_id for file in files]), chance),
         "partial": _between(shuffled(partials), chance),
@@ -351,6 +423,37 @@ def _things(store: Store, count: int, chance: random.Random) -> dict[str, Things
             [f"{_token(chance)[:-1]}_" for _ in range(many["near"])],
         ),
     }
+
+
+def _webhooks(store: Store) -> dict[str, list[str]]:
+    """Some of each way to sign, by its name."""
+    workflows = Workflows(store, load_keys(store.settings))
+    workflows.secrets(THEM, "bob").put("two", b"secret\nbefore it")
+    webhooks = workflows.webhooks(THEM, "bob")
+
+    def register(signed: str) -> str:
+        kind, signature, secret = SIGNED[signed]
+        return webhooks.register(WebhookRequest(kind, kind, secret, signature)).webhook_id
+
+    return {signed: [register(signed) for _ in range(WARM_THINGS)] for signed in SIGNED}
+
+
+def _runs(store: Store, runs: Runs, count: int) -> list[str]:
+    """So many runs, each with a step that is done."""
+    text = "x" * DEFINITION_BYTES
+    ask = Task("ask", "task", [], function="tools.storage.get_url", kwargs={"text": text})
+    definition = Definition("theirs", {"ask": ask})
+    run_ids = [runs.submit(definition, {}).run_id for _ in range(count)]
+    for start in range(0, count, AT_ONCE):
+
+        def finish(txn: Transaction, chunk: list[str] = run_ids[start : start + AT_ONCE]) -> None:
+            for run_id in chunk:
+                step = Step(run_id, "ask", "", COMPLETED, 1, txn.now_us, txn.now_us, len(text))
+                txn.insert(step)
+                txn.insert(StepValue(run_id, RESULT, "ask", "", f'"{text}"'.encode()))
+
+        store.catalog.write(finish, actor="bob")
+    return run_ids
 
 
 def _token(chance: random.Random) -> str:
@@ -370,6 +473,18 @@ def compare(
 ) -> Verdict:
     """Ask for things of both sorts, in turn and in random order; the answers must be equal."""
     ask, things = world.case(case)
+    return compare_sorts(connection, case, ask, things, pairs, repeats)
+
+
+def compare_sorts(
+    connection: Connection,
+    case: str,
+    ask: Ask,
+    things: Things,
+    pairs: int,
+    repeats: int = WARM_REPEATS,
+) -> Verdict:
+    """As `compare`, for two sorts of things."""
     chance = random.Random(case)
 
     def pair(number: int) -> tuple[float, float]:
@@ -495,6 +610,25 @@ def test_what_is_anothers_is_nowhere_on_the_disk_either(
     served, world = cooled
     with connected(served) as connection:
         verdict = compare(connection, world, case, COLD_PAIRS, ONCE)
+    assert not verdict.tells, verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signed", "media_type"),
+    [*((signed, "application/json") for signed in list(SIGNED)[1:]), ("twilio", FORM)],
+)
+def test_how_a_webhook_is_signed_is_not_told(
+    warmed: tuple[Served, World], signed: str, media_type: str
+) -> None:
+    """Else whoever asks for one that is not there would learn which ones are around it, and so
+    by and by where each of them is: the work is that of its neighbour."""
+    served, world = warmed
+    lines = f"X-Hub-Signature-256: sha256={'0' * 64}", f"Content-Type: {media_type}"
+    ask = asks("POST", "/api/v1/webhooks/{}", *lines, body=b"a=" + b"x" * MANY_BYTES)
+    things = Things(world.webhooks[signed], world.webhooks["github"])
+    with connected(served) as connection:
+        verdict = compare_sorts(connection, signed, ask, things, WARM_PAIRS)
     assert not verdict.tells, verdict
 
 

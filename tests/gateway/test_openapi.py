@@ -26,7 +26,7 @@ from schemathesis.specs.openapi.checks import (
 
 from tests.conftest import CHECKOUT
 from tests.gateway.served import Answer, Served, serving
-from tests.gateway.test_workflows import submit
+from tests.gateway.test_workflows import finished
 
 # What every answer is held to, whatever was sent; the first only where there is room.
 CHECKS = [
@@ -88,7 +88,8 @@ def things(served: Served) -> dict[str, str]:
         "file_id": stored.form["file_id"],
         "filename": urlsplit(url).path.rpartition("/")[2],
         "tenant_id": "default",
-        "run_id": submit(served).form["run_id"],
+        "run_id": finished(served, {("keep", ""): {"text": "words"}}),
+        "step_id": "keep",
         "approval_id": asked.form["approval_id"],
         "webhook_id": webhook.form["webhook_id"],
         **{f"download {key}": value for key, [value] in parse_qs(urlsplit(url).query).items()},
@@ -260,6 +261,9 @@ def test_every_route_of_the_design_is_in_it(document: dict[str, Any]) -> None:
         "get /api/v1/approvals/{approval_id}",
         "post /api/v1/webhooks",
         "post /api/v1/webhooks/{webhook_id}",
+        "get /api/v1/workflows/{run_id}/steps",
+        "get /api/v1/workflows/{run_id}/steps/{step_id}",
+        "get /api/v1/workflows/{run_id}/steps/{step_id}/result",
     }
     assert wanted <= {f"{method} {path}" for method, path, _ in operations(document)}
 

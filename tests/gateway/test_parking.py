@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from cas.errors import TooManyWaiters
-from gateway.board import AT_SINGLES, AT_TENANTS, WAITING, Board, Waiters
+from gateway.board import ALIVE, AT_SINGLES, AT_TENANTS, WAITING, Board, Waiters
 from gateway.parking import Lot, Parked
 from gateway.worker import Worker
 
@@ -234,3 +234,19 @@ def test_the_places_of_a_worker_that_was_killed_are_free_again() -> None:
     board.give_back(slot)
     assert board.waiting_of("its tenant") == 0
     Waiters(board, board.take(), most=1).enter("its tenant")
+
+
+def test_a_row_that_two_workers_share_is_not_forgotten_under_the_other() -> None:
+    """Where there are more workers than rows: those that end their requests stay for long."""
+    board = Board(2)
+    board.take()
+    last = board.take()
+    waiters = Waiters(board, last, most=5)
+    waiters.enter("its tenant")
+    assert board.take() == last
+    assert (board.waiting(), board.waiting_of("its tenant")) == (1, 1)
+    board.give_back(last)
+    assert (board.waiting(), board.totals()[AT_SINGLES + ALIVE]) == (1, 2)
+    waiters.leave("its tenant")
+    board.give_back(last)
+    assert (board.waiting(), board.totals()[AT_SINGLES + ALIVE]) == (0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import resource
 import select
@@ -24,7 +25,8 @@ from cas.config import Settings, StoreSettings
 from cas.keys import load_keys
 from cas.store import Store
 from gateway.app import create_app
-from gateway.auth import EMIT_EVENTS, Tokens
+from gateway.auth import EMIT_EVENTS, WAIT_EVENTS, Tokens
+from gateway.parking import CAN_PARK, PARKED, RESUMED
 from gateway.worker import EARLY_BYTES_MAX
 from tests.gateway.served import ANSWER_S, Served, serving
 from workflows.views import Workflows
@@ -350,7 +352,7 @@ def test_no_more_wait_than_there_are_places(root: Path, stack: ExitStack) -> Non
         # Half of them are for others.
         greedy = server.ask("GET", f"{WAIT}cap-1", token=server.admin)
         assert (greedy.status, greedy.code) == (503, "TOO_MANY_WAITERS")
-        other = server.token(EMIT_EVENTS, tenant="other")
+        other = server.token(WAIT_EVENTS, tenant="other")
         waiters.append(stack.enter_context(Waiter(server, f"cap-1{LONG}", other, "other")))
         until(lambda: waiting(server) == 2)
         refused = server.ask("GET", f"{WAIT}cap-2", token=server.admin)
@@ -397,6 +399,76 @@ def test_a_server_that_stops_or_reloads_sends_its_waiters_away_at_once(
             assert server.process.wait(timeout=ANSWER_S) == 0
 
 
+def test_a_poll_without_a_name_that_was_killed_keeps_nothing_from_others(
+    root: Path, stack: ExitStack
+) -> None:
+    """Its wait ends with its time: there is no next poll of the same waiter."""
+    with serving(root, GATEWAY__WORKERS="1") as server:
+        stack.enter_context(Waiter(server, "killed&correlation_key=k&timeout=1"))
+        until(lambda: waiting(server) == 1)
+        [worker] = server.workers()
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: server.workers() not in ([worker], []))
+
+        def may_wait() -> bool:
+            try:
+                answer = server.ask(
+                    "GET", f"{WAIT}killed&correlation_key=k&timeout=0", token=server.admin
+                )
+            except OSError:  # the successor begins
+                return False
+            assert (answer.status, answer.headers["content-type"]) in (
+                (200, "application/json"),
+                (409, "application/json"),
+            )
+            return answer.status == 200
+
+        until(may_wait)
+        assert post(server, "killed", 1, correlation_key="k", hold=True) == 0
+        query = f"{WAIT}killed&correlation_key=k&timeout=0"
+        answer = server.ask("GET", query, token=server.admin)
+        assert (answer.form["status"], answer.form["payload"]) == ("delivered", 1)
+
+
+# --- a client that sends no more
+
+
+@pytest.mark.parametrize("query", ["half", "half&waiter=half"])
+@pytest.mark.parametrize("hold", [False, True])
+def test_who_has_closed_its_sending_side_is_told_what_nobody_else_may_have(
+    root: Path, query: str, *, hold: bool
+) -> None:
+    settings = Settings(store=StoreSettings(root=root))
+    keys = load_keys(settings)
+    with Store.open(root, settings) as store:
+        app = create_app(store, settings, keys)
+        client = falcon.testing.TestClient(app)
+        token = Tokens(keys.jwt, store.about_now_us).issue("default", "ada", ("admin",), 3600)
+        headers = {"Authorization": f"Bearer {token}"}
+
+        def ask(**environ: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+            env = falcon.testing.create_environ(
+                f"{HERE}/wait", query_string=f"event_name={query}&timeout=60", headers=headers
+            )
+            env.update(environ)
+            body = b"".join(app(env, falcon.testing.StartResponseMock()))
+            return env, json.loads(body or b"{}")
+
+        parked = ask(**{CAN_PARK: True})[0][PARKED]
+        asked = {"event_name": "half", "payload": 1, "hold": hold}
+        posted = client.simulate_post(HERE, json=asked, headers=headers)
+        assert posted.json["delivered_to"] == 1
+        parked.gone = True
+        told = ask(**{RESUMED: parked})[1]
+        if hold and "waiter" not in query:
+            # Nobody can ask for it, and others may have it.
+            assert told["status"] == "timeout"
+            told = client.simulate_get(
+                f"{HERE}/wait", query_string="event_name=half&timeout=0", headers=headers
+            ).json
+        assert (told["status"], told["payload"]) == ("delivered", 1)
+
+
 # --- on another server
 
 
@@ -406,7 +478,7 @@ def test_a_server_that_cannot_park_waits_in_the_thread(root: Path) -> None:
     with Store.open(root, settings) as store:
         client = falcon.testing.TestClient(create_app(store, settings, keys))
         tokens = Tokens(keys.jwt, store.about_now_us)
-        token = tokens.issue("default", "tester", (EMIT_EVENTS,), 3600)
+        token = tokens.issue("default", "tester", (EMIT_EVENTS, WAIT_EVENTS), 3600)
         headers = {"Authorization": f"Bearer {token}"}
 
         def ask(query: str) -> dict[str, Any]:

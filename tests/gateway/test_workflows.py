@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import pytest
 from highway_dsl import WorkflowBuilder
 
-from tests.gateway.served import Answer, Served
+from cas.catalog import Transaction
+from cas.config import Settings, StoreSettings
+from cas.records import COMPLETED, Step
+from cas.store import Store
+from gateway.workflows import PIECE_BYTES
+from tests.gateway.served import Answer, Served, serving
+from workflows.runs import STEPS_TOLD_MAX, TOLD_BYTES_MAX, RunLog
 
 PATH = "/api/v1/workflows"
 
@@ -142,3 +150,171 @@ def test_only_who_manages_workflows_may_and_only_the_own_ones(served: Served) ->
     assert served.ask("GET", PATH, token=other).form["runs"] == []
     nobody = served.ask("POST", PATH, b"{}")
     assert (nobody.status, code(nobody)) == (401, "UNAUTHORIZED")
+
+
+# --- what a step came to
+
+
+# Names that mean something in an address, and one that is longer than an entry of the index.
+ODD_NAMES = ("a b", "é?x=1&y", "%2F", "50%", "result", "...", "{x}", "a;b,c", "+", "\n", "ß" * 200)
+
+
+def finished(served: Served, results: dict[tuple[str, str], Any]) -> str:
+    """A run whose steps came to these; one that came to None waits."""
+    run_id: str = submit(served).form["run_id"]
+    with Store.open(served.root, Settings(store=StoreSettings(root=served.root))) as store:
+        log = RunLog(store.catalog, run_id)
+        log.start()
+        for (step, iteration), result in results.items():
+            log.begin(step, iteration)
+            if result is None:
+                log.wait(step, iteration, {"link": "x"})
+            else:
+                log.finish(step, iteration, result)
+    return run_id
+
+
+def ask_step(served: Served, path: str, token: str = "") -> Answer:
+    return served.ask("GET", f"{PATH}/{path}", token=token or served.admin)
+
+
+def test_what_a_step_came_to_is_told_by_its_name_and_iteration(served: Served) -> None:
+    run_id = finished(served, {("keep", ""): {"a": [1, None, "é"]}, ("keep", "1.0"): "of an item"})
+    result = ask_step(served, f"{run_id}/steps/keep/result")
+    assert (result.status, json.loads(result.body)) == (200, {"a": [1, None, "é"]})
+    assert result.headers["content-type"] == "application/json"
+    assert result.headers["content-length"] == str(len(result.body))
+    assert result.headers["cache-control"] == "no-store"
+    of_item = ask_step(served, f"{run_id}/steps/keep/result?iteration=1.0")
+    assert of_item.body == b'"of an item"'
+    shown = ask_step(served, run_id).form
+    for step, query in zip(shown["steps"], ("", "?iteration=1.0"), strict=True):
+        assert ask_step(served, f"{run_id}/steps/keep{query}").form == step
+        assert step["status"] == "completed"
+        assert step["value_bytes"] == len(compact(step["result"]))
+
+
+def test_of_very_many_steps_the_newest_are_told_and_all_are_listed(served: Served) -> None:
+    run_id = finished(served, {("keep", ""): "first"})
+    with Store.open(served.root, Settings(store=StoreSettings(root=served.root))) as store:
+
+        def change(txn: Transaction) -> None:
+            for item in range(STEPS_TOLD_MAX):
+                txn.insert(Step(run_id, "é old", str(item), COMPLETED, 1, txn.now_us + item))
+
+        store.catalog.write(change, actor="x")
+    form = ask_step(served, run_id).form
+    assert form["steps_truncated"]
+    told = [(step["step"], step["iteration"]) for step in form["steps"]]
+    assert told == [("keep", "")] + [("é old", str(item)) for item in range(1, STEPS_TOLD_MAX)]
+    assert form["variables"]["keep"] == "first"
+
+    listed: list[dict[str, Any]] = []
+    query = "limit=400"
+    while True:
+        page = ask_step(served, f"{run_id}/steps?{query}").form
+        assert 1 <= len(page["steps"]) <= 400
+        listed += page["steps"]
+        if page["next_cursor"] is None:
+            break
+        query = urlencode({"limit": 400, "cursor": page["next_cursor"]})
+    names = [(step["step"], step["iteration"]) for step in listed]
+    assert names == sorted({*told, ("é old", "0")})
+    assert listed[0] == ask_step(served, f"{run_id}/steps/keep").form
+
+
+def test_a_cursor_of_steps_may_be_anything_that_is_not_too_long(served: Served) -> None:
+    run_id = finished(served, {("keep", ""): "first"})
+    for cursor in ("", ":", "zzz", "keep:", "é" * 400, "\x00:\x00"):
+        answer = ask_step(served, f"{run_id}/steps?{urlencode({'cursor': cursor})}")
+        assert answer.status == 200
+        assert len(answer.form["steps"]) == (cursor in ("", ":", "\x00:\x00"))
+    answer = ask_step(served, f"{run_id}/steps?cursor={'x' * 401}")
+    assert (answer.status, code(answer)) == (400, "INVALID_REQUEST")
+    assert ask_step(served, "nothing/steps").status == 404
+
+
+def compact(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def test_a_step_may_have_any_name(served: Served) -> None:
+    run_id = finished(served, {(name, ""): name for name in ODD_NAMES})
+    for name in ODD_NAMES:
+        path = f"{run_id}/steps/{quote(name, safe='')}"
+        assert ask_step(served, path).form["step"] == name
+        assert json.loads(ask_step(served, f"{path}/result").body) == name
+
+
+def test_a_result_that_is_too_large_for_its_run_is_told_whole(served: Served) -> None:
+    long, longer = "x" * TOLD_BYTES_MAX, "é" * (PIECE_BYTES + 1)  # two bytes each
+    run_id = finished(served, {("a b", ""): long, ("c", "2"): longer})
+    form = ask_step(served, run_id).form
+    told = [step["result"] for step in form["steps"]]
+    assert [cut["truncated"] for cut in told] == [True, True]
+    assert form["variables"]["a b"] == told[0]
+    for cut, value in zip(told, (long, longer), strict=True):
+        answer = served.ask("GET", cut["result_url"], token=served.admin)
+        assert answer.headers["content-length"] == str(cut["size_bytes"])
+        assert answer.body == compact(value)
+        head = served.ask("HEAD", cut["result_url"], token=served.admin)
+        assert (head.headers["content-length"], head.body) == (str(cut["size_bytes"]), b"")
+
+
+def test_the_result_of_a_loop_is_told_whole(served: Served) -> None:
+    items = [{"text": "y" * 300_000} for _ in range(20)]
+    run_id = finished(served, {("each", ""): {"results": items, "count": len(items)}})
+    answer = ask_step(served, f"{run_id}/steps/each/result")
+    assert answer.form == {"results": items, "count": 20}
+
+
+def test_a_step_that_came_to_nothing_is_as_absent_as_any(served: Served) -> None:
+    run_id = finished(served, {("done", ""): 1, ("waits", ""): None})
+    weak, other = served.token("emit_events"), served.token("manage_workflows", tenant="other")
+    assert ask_step(served, f"{run_id}/steps/waits").form["shown"] == {"link": "x"}
+    refused = [
+        ask_step(served, f"{run_id}/steps/waits/result"),
+        ask_step(served, f"{run_id}/steps/none/result"),
+        ask_step(served, f"{run_id}/steps/none"),
+        ask_step(served, f"{run_id}/steps/done?iteration=0"),
+        ask_step(served, f"{run_id}/steps/done/result?iteration={'%00' * 200}"),
+        ask_step(served, f"nothing/steps/done/result?iteration={'9' * 1000}"),
+        ask_step(served, f"nothing/steps/{'%00' * 500}"),
+        *(
+            ask_step(served, f"{run_id}/steps/done{end}", token)
+            for token in (weak, other)
+            for end in ("", "/result")
+        ),
+    ]
+    assert {(answer.status, answer.body) for answer in refused} == {(404, refused[0].body)}
+    assert code(refused[0]) == "NOT_FOUND"
+
+
+# --- how many
+
+
+def test_a_tenant_has_so_many_open_runs_and_no_more(root: Path) -> None:
+    with serving(root, LIMITS__TENANT_RUNS="2") as server:
+        first = submit(server, key="first")
+        assert [first.status, submit(server).status] == [201, 201]
+        refused = submit(server)
+        assert (refused.status, code(refused)) == (429, "TOO_MANY_RUNS")
+        assert (refused.form["limit"], refused.form["open"]) == (2, 2)
+        assert submit(server, key="first").form == first.form  # it is there
+        theirs = server.token("manage_workflows", tenant="theirs")
+        assert submit(server, token=theirs).status == 201
+        run_id = first.form["run_id"]
+        assert server.ask("POST", f"{PATH}/{run_id}/cancel", token=server.admin).status == 200
+        assert submit(server).status == 201
+
+
+def test_submissions_are_counted_for_each_tenant(root: Path) -> None:
+    with serving(root, LIMITS__TENANT_SUBMISSIONS="2/m") as server:
+        answers = [submit(server), submit(server, definition="{}"), submit(server)]
+        assert [answer.status for answer in answers] == [201, 400, 429]
+        assert code(answers[-1]) == "TOO_MANY_REQUESTS"
+        assert answers[-1].form["what"] == "submissions"
+        assert int(answers[-1].headers["retry-after"]) > 0
+        theirs = server.token("manage_workflows", tenant="theirs")
+        assert submit(server, token=theirs).status == 201
+        assert server.ask("GET", PATH, token=server.admin).status == 200

@@ -41,7 +41,11 @@ EVERYTHING = 10_000
 
 runs = st.sampled_from(RUNS)
 # Mostly new ones: a wait that has its event is done. Some are of clients that ask about a run.
-steps = st.one_of(st.integers(0, 30).map(str), st.integers(0, 5).map("waiter:{}".format))
+steps = st.one_of(
+    st.integers(0, 30).map(str),
+    st.integers(0, 5).map("waiter:{}".format),
+    st.integers(0, 3).map("waiter:/{}".format),  # without a name
+)
 # Few topics, and times that are often over, so that things happen to each other.
 names = st.sampled_from("xxxy")
 keys = st.sampled_from([None, None, "key"])
@@ -67,6 +71,10 @@ class Wait:
     @property
     def of_client(self) -> bool:
         return self.run == "direct" or self.step.startswith("waiter:")
+
+    @property
+    def nameless(self) -> bool:
+        return self.step.startswith("waiter:/")
 
 
 @dataclass
@@ -98,7 +106,7 @@ class EventModel(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        run = Run(OPEN_RUN, "acme", "it", b"{}", b"{}", "running", self.now, "ada")
+        run = Run(OPEN_RUN, "acme", "it", "running", self.now, "ada")
         self.store.catalog.write(lambda txn: txn.insert(run))
 
     def open(self) -> None:
@@ -145,7 +153,7 @@ class EventModel(RuleBasedStateMachine):
     def tell(self, wait: Wait, event: str | None) -> None:
         wait.state, wait.event, wait.told_at = "told", event, self.now
         wait.keyed = wait.keyed and event is not None
-        if event is None and wait.of_client:
+        if wait.nameless or (event is None and wait.of_client):
             wait.forget = self.now + IN_VAIN_US
 
     def has(self, event_id: str) -> bool:
@@ -161,16 +169,24 @@ class EventModel(RuleBasedStateMachine):
     def ended(self, event: Happened) -> bool:
         return event.until <= self.now and event.run != OPEN_RUN
 
-    def dropped(self, wait: Wait) -> None:
-        del self.waits[wait.wait_id]
-        self.claims.pop(wait.wait_id, None)
+    def only_for(self, wait: Wait) -> Happened | None:
+        """The held event that would be there for others without this wait."""
         event = self.events.get(wait.event or "")
         if event is None or wait.state == "claimed" or not event.once or event.open:
-            return
+            return None
         if self.ended(event) or any(
             other.event == event.event_id and not (event.run and other.of_client)
             for other in self.waits.values()
+            if other is not wait
         ):
+            return None
+        return event
+
+    def dropped(self, wait: Wait) -> None:
+        event = self.only_for(wait)
+        del self.waits[wait.wait_id]
+        self.claims.pop(wait.wait_id, None)
+        if event is None:
             return
         others = self.waiting(event.name, event.key, event.run)
         if others:
@@ -302,6 +318,22 @@ class EventModel(RuleBasedStateMachine):
         wait = self.waits[data.draw(st.sampled_from(sorted(self.waits)))]
         claimed = self.door.conclude(wait.wait_id)
         if wait.event is None:
+            assert claimed is None
+            self.dropped(wait)
+            return
+        if wait.state != "claimed":
+            self.take(wait)
+        assert claimed is not None
+        assert claimed.event is not None
+        assert claimed.event.event_id == wait.event
+
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        if not self.waits:
+            return
+        wait = self.waits[data.draw(st.sampled_from(sorted(self.waits)))]
+        claimed = self.door.leave(wait.wait_id)
+        if wait.event is None or self.only_for(wait) is not None:
             assert claimed is None
             self.dropped(wait)
             return

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from standardwebhooks import Webhook
 
+from cas.alone import Alone
+from cas.background import PLACE
 from gateway.companion import Companion
-from replicator.heartbeat import Alone
 from tests.gateway.served import ACCOMPANIED, COMPLETE, WITH_RUNNER, Served, serving
 from tests.replicator.receivers import Received, certificate, receiving, status
 from tests.replicator.test_cli import blobcask
@@ -24,7 +25,7 @@ GONE_S = 30.0
 
 def replicator_of(served: Served, after: int = 0) -> int:
     """The PID of the background process that came after that one, once it has its place."""
-    place = Alone(served.root)
+    place = Alone(served.root / PLACE)
     try:
         for _ in _turns():
             pid = place.holder()

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cas.background import SILENT_US_MAX, Heartbeat, JobState, background_of
-from replicator.heartbeat import Alone, write_heartbeat
+from cas.alone import Alone
+from cas.background import PLACE, Heartbeat, JobState, background_of
+from cas.beats import SILENT_US_MAX
+from replicator.heartbeat import write_heartbeat
 
 BEAT = Heartbeat(1, 2, 3, [JobState("sweep", 60.0, last_error="ä\n")])
 
@@ -33,7 +35,7 @@ def test_the_gateway_reads_what_is_written(root: Path) -> None:
 
 
 def test_a_step_that_never_ends_and_a_silent_process_are_told(root: Path) -> None:
-    place = Alone(root)
+    place = Alone(root / PLACE)
     assert place.take()
     try:
         assert write_heartbeat(root, Heartbeat(1, 0, 0, [JobState("sweep", 60.0, begun_at=0)]))
@@ -58,13 +60,13 @@ def test_whoever_looks_keeps_no_process_from_its_place(root: Path) -> None:
         while not stop.is_set():
             seen.add(background_of(root, 0).runs)
 
-    Alone(root).close()
+    Alone(root / PLACE).close()
     lookers = [threading.Thread(target=look) for _ in range(2)]
     for looker in lookers:
         looker.start()
     try:
         for _ in range(1_000):
-            place = Alone(root)
+            place = Alone(root / PLACE)
             try:
                 assert place.take()
             finally:
@@ -94,19 +96,19 @@ def test_a_heartbeat_that_cannot_be_written_is_logged_and_no_error(
 def test_one_process_at_a_time_has_the_place_and_its_death_frees_it(root: Path) -> None:
     assert not background_of(root, 0).runs
     program = (
-        "import sys; from pathlib import Path; from replicator.heartbeat import Alone;"
+        "import sys; from pathlib import Path; from cas.alone import Alone;"
         "alone = Alone(Path(sys.argv[1])); assert alone.take(); print('taken', flush=True);"
         "sys.stdin.read()"
     )
     other = subprocess.Popen(
-        [sys.executable, "-c", program, str(root)],
+        [sys.executable, "-c", program, str(root / PLACE)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "taken\n"
-    mine = Alone(root)
+    mine = Alone(root / PLACE)
     try:
         assert background_of(root, 0).runs
         assert not mine.take()

@@ -17,11 +17,13 @@ from typing import Any
 
 import pytest
 
+from cas.approvals import close_approval
 from cas.catalog import Transaction
-from cas.clock import SECOND_US, SystemClock
-from cas.config import CallbackSettings, Duration, MailSettings, Settings
+from cas.clock import HOUR_US, SECOND_US, SystemClock
+from cas.config import CallbackSettings, Duration, MailSettings, Settings, StoreSettings
 from cas.deliveries import CALLBACK, DELAYS_US, MAIL, enqueue
-from cas.records import DONE, FAILED, WAITING, Delivery
+from cas.keys import load_keys
+from cas.records import CANCELLED, DONE, FAILED, PENDING, WAITING, Approval, Delivery
 from cas.store import Store
 from replicator.callbacks import Sender
 from replicator.deliveries import MAIL_PLACES, PLACES, SendDeliveries
@@ -43,6 +45,7 @@ from tests.replicator.mail_servers import (
 )
 from tests.replicator.receivers import certificate, receiving
 
+RING = (b"o" * 32, b"n" * 32)  # what was sealed by the old one opens by both
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 SETTINGS = Settings(
     callbacks=CallbackSettings(allowed_networks=LOOPBACK, timeout=Duration(5 * SECOND_US))
@@ -57,9 +60,16 @@ def store(root: Path, clock: HandClock) -> Iterator[Store]:
         yield opened
 
 
-def enqueued(store: Store, to: str = "ada@example.org", **other: Any) -> Delivery:
+def enqueued(
+    store: Store,
+    to: str = "ada@example.org",
+    *,
+    about: str = "approval",
+    ring: tuple[bytes, ...] = RING[:1],
+    **other: Any,
+) -> Delivery:
     payload = {"to": to, "subject": "A decision – yours", "text": TEXT, "html": HTML, **other}
-    return store.catalog.write(lambda txn: enqueue(txn, "t1", MAIL, "approval", to, payload))
+    return store.catalog.write(lambda txn: enqueue(txn, "t1", MAIL, about, to, payload, ring=ring))
 
 
 def mail_settings(server: MailServer, **other: Any) -> MailSettings:
@@ -74,11 +84,14 @@ def mail_settings(server: MailServer, **other: Any) -> MailSettings:
     return MailSettings(**given)
 
 
-def job_of(store: Store, settings: MailSettings) -> SendDeliveries:
+def job_of(
+    store: Store, settings: MailSettings, ring: tuple[bytes, ...] | None = None
+) -> SendDeliveries:
     names = Names(lambda _host, _port: ["127.0.0.1"])
     network = CheckedNetwork(names.resolve, LOOPBACK)
     sender = Sender(network, SystemClock(), timeout_us=5 * SECOND_US)
-    return SendDeliveries(store, bytes(32), sender, Mailer(settings), jitter=lambda: 0.0)
+    ring = RING if ring is None else ring
+    return SendDeliveries(store, bytes(32), sender, Mailer(settings), ring=ring, jitter=lambda: 0.0)
 
 
 def now_us(store: Store) -> int:
@@ -86,11 +99,11 @@ def now_us(store: Store) -> int:
         return store.now_us(snapshot)
 
 
-def send_due(store: Store, settings: MailSettings) -> None:
+def send_due(store: Store, settings: MailSettings, ring: tuple[bytes, ...] | None = None) -> None:
     """One process's life: sends what is due, and ends."""
 
     async def live() -> None:
-        job = job_of(store, settings)
+        job = job_of(store, settings, ring)
         while await job.step(now_us(store)):
             pass
         await job.close()
@@ -162,6 +175,79 @@ def test_an_address_that_is_not_ascii_needs_a_server_that_takes_it(store: Store)
     assert state(store, taken).status == DONE
     assert state(store, refused).status == FAILED
     assert "SMTPUTF8" in state(store, refused).last_error
+
+
+# --- what is recorded of it is sealed
+
+
+def test_what_was_recorded_before_mails_were_sealed_goes_out(store: Store) -> None:
+    payload = {"to": "ada@example.org", "subject": "s", "text": TEXT, "html": ""}
+    with mail_server() as server:
+        delivery = store.catalog.write(
+            lambda txn: enqueue(txn, "t1", MAIL, "approval", "ada@example.org", payload)
+        )
+        send_due(store, mail_settings(server))
+        (mail,) = server.received
+    assert mail.message.get_content().replace("\r\n", "\n") == TEXT
+    assert state(store, delivery).status == DONE
+
+
+def test_what_cannot_be_opened_waits_for_its_key(store: Store, clock: HandClock) -> None:
+    with mail_server() as server:
+        delivery = enqueued(store)
+        send_due(store, mail_settings(server), (b"x" * 32,))
+        waiting = state(store, delivery)
+        assert (waiting.status, server.received) == (WAITING, [])
+        assert "ROOT/keys/secrets" in waiting.last_error
+        clock.advance(DELAYS_US[0])
+        send_due(store, mail_settings(server))
+    assert state(store, delivery).status == DONE
+
+
+# --- what it asks is over
+
+
+@pytest.mark.parametrize("end", ["expired", "approved"])
+def test_a_mail_whose_links_would_decide_nothing_is_not_sent(
+    store: Store, clock: HandClock, end: str
+) -> None:
+    """Also one that the sweep has not ended yet, and one that is sent again by hand."""
+    asked = approval(clock.time_us)
+    store.catalog.write(lambda txn: txn.insert(asked))
+    delivery, other = enqueued(store, about=asked.approval_id), enqueued(store)
+    if end == "expired":
+        clock.advance(HOUR_US)
+    else:
+        store.catalog.write(lambda txn: close_approval(txn, asked, end))
+        assert state(store, delivery).status == CANCELLED
+        store.deliveries("t1", "tests").resend(delivery.delivery_id)
+    with mail_server() as server:
+        send_due(store, mail_settings(server))
+        assert len(server.received) == 1
+    assert state(store, other).status == DONE
+    ended = state(store, delivery)
+    assert (ended.status, ended.attempts, ended.next_attempt_at) == (CANCELLED, 0, None)
+    assert ended.last_error == f"the approval is {end} already"
+
+
+def approval(now_us: int) -> Approval:
+    """A pending one, for an hour."""
+    return Approval(
+        approval_id="01890000-0000-7000-8000-000000000001",
+        tenant_id="t1",
+        workflow_run_id="run-1",
+        approval_key="k",
+        title="?",
+        message="",
+        addressees=["ada@example.org"],
+        one_click=False,
+        redirect_url=None,
+        status=PENDING,
+        created_at=now_us,
+        created_by="ann",
+        expires_at=now_us + HOUR_US,
+        open_until=now_us + HOUR_US,
+    )
 
 
 # --- the connection is protected
@@ -442,7 +528,8 @@ def test_a_mail_server_that_hangs_holds_no_callback(store: Store) -> None:
 def test_an_attempt_whose_record_was_lost_is_made_again_and_can_be_recognised(root: Path) -> None:
     """The process is killed between the server's having the mail and the record of it."""
     with Store.open(root, SETTINGS) as store:
-        delivery = enqueued(store)
+        ring = load_keys(Settings(store=StoreSettings(root=root))).secrets
+        delivery = enqueued(store, ring=ring)
     with mail_server() as server:
         first = replicating(root, server)
 

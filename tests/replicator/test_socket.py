@@ -16,6 +16,8 @@ import msgspec
 import pytest
 
 from cas.adoption import Adoption
+from cas.alone import Alone
+from cas.background import PLACE
 from cas.blobs import Measured
 from cas.digest import Digest
 from cas.elsewhere import SOCKET, Elsewhere, Fetched, Word, socket_path
@@ -24,7 +26,6 @@ from cas.files import PutItem
 from cas.records import PENDING, StoredFile
 from cas.store import Store
 from cas.uploads import UploadRequest
-from replicator.heartbeat import Alone
 from replicator.targets import TargetUnreachable
 from tests.clocks import HandClock
 from tests.replicator.crates import Node, background
@@ -141,7 +142,7 @@ def test_a_replicator_that_starts_is_waited_for(
     node: Node, monkeypatch: pytest.MonkeyPatch, sign: str
 ) -> None:
     file = node.evicted(CONTENT)
-    place = Alone(node.store.root)
+    place = Alone(node.store.root / PLACE)
     elsewhere = Elsewhere(node.store.root, start_s=20)
     if sign == "it has the place":
         assert place.take()
@@ -169,7 +170,7 @@ def test_a_replicator_that_starts_is_waited_for(
 
 def test_one_that_starts_for_too_long_is_waited_for_no_longer(node: Node) -> None:
     file = node.evicted(CONTENT)
-    place = Alone(node.store.root)
+    place = Alone(node.store.root / PLACE)
     assert place.take()
     impatient = Elsewhere(node.store.root, start_s=0.1)
     with pytest.raises(BlobElsewhere, match="no replicator runs"):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cas.alone import Alone
+from cas.background import PLACE
 from cas.config import Settings
 from cas.durable import DISK
 from cas.records import Replica, Target
@@ -18,7 +20,6 @@ from cas.store import Store
 from cas.totals import blobs_elsewhere
 from replicator.fence import node_of, read_head
 from replicator.folder import FolderTarget
-from replicator.heartbeat import Alone
 from tests.conftest import CHECKOUT
 from tests.replicator.shippers import NAME, copied, wrong
 
@@ -179,7 +180,7 @@ def test_another_place_is_not_taken_for_the_same(node: Node, tmp_path: Path, the
 
 
 def test_a_target_is_not_moved_under_a_running_process(node: Node) -> None:
-    alone = Alone(node.root)
+    alone = Alone(node.root / PLACE)
     try:
         assert alone.take()
         refused = node.call("replicate", "moved", NAME)

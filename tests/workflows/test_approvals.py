@@ -11,11 +11,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from cas.catalog import Snapshot
+from cas.cli import main
 from cas.clock import DAY_US, HOUR_US, SECOND_US
 from cas.config import GatewaySettings, MailSettings, Settings, Size, StoreSettings, Url, Word
 from cas.dating import date
-from cas.deliveries import payload_of
+from cas.deliveries import Outcome, opened_payload, payload_of, record_attempt, reseal_mails
 from cas.errors import (
     ApprovalClosed,
     ApprovalKeyTaken,
@@ -26,11 +29,12 @@ from cas.errors import (
     KeyReused,
     LinkExpired,
     NotFound,
+    RunEnded,
 )
 from cas.events import subscribe
 from cas.keys import Keys
 from cas.once import OnceKey, step_key
-from cas.records import APPROVED, REJECTED, Approval, Delivery, Event, Subscription
+from cas.records import APPROVED, REJECTED, Approval, Delivery, Event, Run, Subscription
 from cas.references import DIRECT_RUN
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
@@ -95,7 +99,13 @@ def events(workflows: Workflows) -> list[Event]:
 def mails(workflows: Workflows) -> list[tuple[Delivery, dict[str, str]]]:
     with workflows._store.catalog.read() as snapshot:
         found = snapshot.range(Delivery, "")
-        return [(each, json.loads(payload_of(snapshot, each.delivery_id) or b"")) for each in found]
+        return [(each, json.loads(mailed(snapshot, each))) for each in found]
+
+
+def mailed(snapshot: Snapshot, delivery: Delivery) -> bytes:
+    sealed = payload_of(snapshot, delivery.delivery_id)
+    assert sealed is not None
+    return opened_payload(delivery, sealed, KEYS.secrets) or b""
 
 
 # --- asking
@@ -261,10 +271,115 @@ def test_mailed_links_need_an_address_of_this_server(memory: Path, clock: HandCl
         with pytest.raises(InvalidSetting):
             request(workflows, addressees=["ada@example.org"])
         request(workflows, addressees=["ada"])
-        wanted = ApprovalRequest("k", "t", addressees=["ada@example.org"])
-        approvals(workflows).request(wanted, base="http://here:1")
-        [(_, mail)] = mails(workflows)
-        assert "http://here:1/api/v1/approvals/" in mail["text"]
+        assert mails(workflows) == []
+
+
+def test_no_link_of_a_mail_can_be_read_in_the_journal(mailing: Workflows) -> None:
+    approval = request(mailing, addressees=["ada@example.org"])
+    journal = mailing._store.root / "catalog" / "journal"
+    written = b"".join(path.read_bytes() for path in journal.iterdir())
+    assert approval.approval_id.encode() in written
+    for url in urls(mailing, approval):
+        [token] = parse_qs(urlsplit(url).query)["token"]
+        assert token.encode() not in written
+        assert token in mails(mailing)[0][1]["text"]
+
+
+def test_a_sealed_mail_is_shown_sealed_in_the_journal(memory: Path, clock: HandClock) -> None:
+    for workflows in opened(memory, clock, MAILING):
+        request(workflows, addressees=["ada@example.org"])
+    shown = CliRunner().invoke(main, ["journal", "tail", "--json", "--root", str(memory / "store")])
+    assert shown.exit_code == 0, shown.output
+    assert "delivery_payloads" in shown.stdout
+    assert "token=" not in shown.stdout
+
+
+def test_a_sealed_mail_is_good_for_its_own_delivery_only(mailing: Workflows) -> None:
+    request(mailing, addressees=["ada@example.org", "bob@example.org"])
+    [(ada, _), (bob, _)] = mails(mailing)
+    with mailing._store.catalog.read() as snapshot:
+        sealed = payload_of(snapshot, ada.delivery_id) or b""
+    assert opened_payload(bob, sealed, KEYS.secrets) is None
+    assert opened_payload(ada, sealed, (b"x" * 32,)) is None
+
+
+def test_mails_are_sealed_anew_with_the_secrets(mailing: Workflows) -> None:
+    request(mailing, addressees=["ada@example.org", "bob@example.org"])
+    before = mails(mailing)
+    new = b"n" * 32
+    reseal_mails(mailing._store.catalog, (*KEYS.secrets, new))
+    reseal_mails(mailing._store.catalog, KEYS.secrets)  # which opens none, and harms none
+    with mailing._store.catalog.read() as snapshot:
+        for delivery, mail in before:
+            sealed = payload_of(snapshot, delivery.delivery_id) or b""
+            assert json.loads(opened_payload(delivery, sealed, (new,)) or b"") == mail
+            assert opened_payload(delivery, sealed, KEYS.secrets) is None
+
+
+@pytest.mark.parametrize("end", ["decided", "withdrawn", "swept", "asked anew"])
+def test_what_was_not_mailed_when_it_ended_is_not_mailed(
+    mailing: Workflows, clock: HandClock, end: str
+) -> None:
+    asked = request(mailing, addressees=["ada@example.org", "bob@example.org"], expires_in_s=60)
+    first = mails(mailing)[0][0].delivery_id
+    other = request(mailing, approval_key="other", addressees=["ada@example.org"])
+    catalog = mailing._store.catalog
+    record_attempt(catalog, first, Outcome(250), give_up_after_us=DAY_US, jitter=0.0)
+    if end == "decided":
+        link(mailing, urls(mailing, asked)[0]).decide()
+    elif end == "withdrawn":
+        approvals(mailing).cancel(asked.approval_id)
+    else:
+        clock.advance(60 * SECOND_US)
+        sweep(mailing) if end == "swept" else request(mailing)
+    status = approvals(mailing).get(asked.approval_id).status
+    found = {
+        each.delivery_id: each for each, _ in mails(mailing) if each.subject == asked.approval_id
+    }
+    assert found.pop(first).status == "done"
+    [left] = found.values()
+    assert (left.status, left.next_attempt_at, left.done_at) == ("cancelled", None, clock.time_us)
+    assert left.last_error == f"the approval is {status} already"
+    [still] = [each for each, _ in mails(mailing) if each.subject == other.approval_id]
+    assert still.status == "waiting"
+
+
+def test_a_mail_that_was_on_its_way_when_it_ended_is_known_to_have_arrived(
+    mailing: Workflows,
+) -> None:
+    asked = request(mailing, addressees=["ada@example.org", "bob@example.org"])
+    names = {each.target: each.delivery_id for each, _ in mails(mailing)}
+    approvals(mailing).cancel(asked.approval_id)
+    came_of = {
+        "ada@example.org": Outcome(250),
+        "bob@example.org": Outcome(None, "no mail server"),
+    }
+    for target, outcome in came_of.items():
+        catalog = mailing._store.catalog
+        record_attempt(catalog, names[target], outcome, give_up_after_us=DAY_US, jitter=0.0)
+    found = {each.target: each.status for each, _ in mails(mailing)}
+    assert found == {"ada@example.org": "done", "bob@example.org": "cancelled"}
+
+
+def test_nobody_is_asked_for_a_run_that_has_ended(mailing: Workflows) -> None:
+    store = mailing._store
+    for number, (tenant, is_open) in enumerate((("acme", None), ("acme", "open"), ("other", None))):
+        run = Run(f"run-{number}", tenant, "x", "cancelled", 1, "ann", open=is_open)
+        store.catalog.write(lambda txn, run=run: txn.insert(run), actor="test")  # type: ignore[misc]
+    with pytest.raises(RunEnded) as refused:
+        request(mailing, run="run-0", addressees=["ada@example.org"])
+    assert refused.value.status == "cancelled"
+    assert mails(mailing) == []
+    for run_id in ("run-1", "run-2", "run-3"):  # open; another tenant's, which is none; a name
+        request(mailing, run=run_id)
+
+
+def test_what_was_asked_before_its_run_ended_is_told_again(workflows: Workflows) -> None:
+    key = OnceKey("approvals", "k", b"one")
+    asked = request(workflows, key, run="run-0")
+    run = Run("run-0", "acme", "x", "completed", 1, "ann", open=None)
+    workflows._store.catalog.write(lambda txn: txn.insert(run), actor="test")
+    assert request(workflows, key, run="run-0").approval_id == asked.approval_id
 
 
 # --- deciding

@@ -14,8 +14,8 @@ import pytest
 from highway_dsl import WorkflowBuilder
 
 from cas.cli.call import Call
-from cas.config import load_settings
 from cas.errors import CatalogFailed
+from cas.setting_sources import load_settings
 from cas.store import Store
 from tests.conftest import CHECKOUT
 from tests.end_to_end.nodes import environ_of, until
@@ -96,6 +96,12 @@ def test_a_run_is_carried_out_here_where_nobody_serves(
     assert [run["run_id"] for run in json.loads(listed.stdout)["runs"]] == [form["run_id"]]
     shown = blobcask(environ, "workflow", "show", form["run_id"])
     assert "keep: completed" in shown.stdout
+    assert "Trouble" not in listed.stderr + shown.stderr
+    whole = blobcask(environ, "workflow", "show", form["run_id"], "--step", "keep")
+    assert json.loads(whole.stdout) == form["variables"]["kept"]
+    of_item = ("workflow", "show", form["run_id"], "--iteration", "0")
+    assert blobcask(environ, *of_item).returncode == 2
+    assert blobcask(environ, *of_item, "--step", "keep").returncode == 3
     assert blobcask(environ, "workflow", "cancel", form["run_id"]).returncode == 5
 
 
@@ -121,7 +127,11 @@ def test_an_interrupted_run_is_gone_on_with(
     with asking(environ, tmp_path / "ask.py") as (process, run_id):
         process.send_signal(signal.SIGINT)
         process.wait(60)
-    link = json.loads(blobcask(environ, "workflow", "show", run_id, "--json").stdout)
+    shown = blobcask(environ, "workflow", "show", run_id, "--json")
+    assert "Trouble: no runner runs: workflows wait\n" in shown.stderr
+    listed = blobcask(environ, "workflow", "list")
+    assert "Trouble: no runner runs: workflows wait\n" in listed.stderr
+    link = json.loads(shown.stdout)
     token = link["variables"]["asked"]["upload_token"]
     assert link["variables"]["asked"]["upload_url"] == f"https://files.example.org/u/{token}"
     # Completed while nobody runs it.
@@ -186,6 +196,8 @@ def test_a_server_runs_what_is_submitted_to_it(root: Path, file: Path) -> None:
             return bool(json.loads(shown.stdout)["status"] == "completed")
 
         until("it is completed", completed)
+        whole = blobcask(environ, "workflow", "show", run_id, "--step", "keep", *to_server)
+        assert json.loads(whole.stdout)["storage_ref"]
         failed = blobcask(environ, "workflow", "run", str(file), *to_server)
         assert failed.returncode == 11
         assert "name" in failed.stdout
@@ -205,3 +217,15 @@ def test_who_follows_a_run_is_told_that_its_runner_ended(
         runs = LocalRuns(made.store, made.workflows, TENANT, ACTOR)
         with runs.carried_out() as check, pytest.raises(CatalogFailed, match="no sync"):
             follow(Call(), runs, run, check)
+
+
+def test_one_run_too_many_is_refused_here_and_by_a_server(root: Path, file: Path) -> None:
+    with serving(root, LIMITS__TENANT_RUNS="1") as served:
+        # This process has the same settings as the server.
+        environ = {**served.environ, "PYTHONWARNINGS": "default"}
+        submit = ("workflow", "run", str(file), "--input", "name=Di", "--detach")
+        to_server = ("--server", served.address, "--token", served.admin)
+        assert blobcask(environ, *submit, *to_server).returncode == 0
+        for refused in (blobcask(environ, *submit, *to_server), blobcask(environ, *submit)):
+            assert (refused.returncode, refused.stdout) == (6, "")
+            assert "1 runs have not ended, of 1 that may be open" in refused.stderr

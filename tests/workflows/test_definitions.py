@@ -8,14 +8,18 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from highway_dsl import JoinMode, WorkflowBuilder
 
+from cas.clock import SECOND_US
 from cas.errors import InvalidWorkflow, OperatorUnsupported, TooLarge
+from tests.workflows.running import bench
 from workflows.definitions import (
     DEFINITION_BYTES_MAX,
+    NESTING_MAX,
     TASKS_MAX,
     TEMPLATE_BYTES_MAX,
     Definition,
@@ -173,6 +177,66 @@ def test_a_condition_leads_to_tasks_of_its_own_level() -> None:
     assert (ask.condition, ask.if_true, ask.if_false) == ("{{x}} > 3", "yes", "no")
 
 
+@pytest.mark.parametrize("written_as", ["to_json", "to_yaml"])
+def test_a_loop_in_a_way_waits_for_the_condition_and_its_body_for_nothing(written_as: str) -> None:
+    builder = WorkflowBuilder(name="example")
+    builder.task("before", "t").condition(
+        "ask",
+        "1 > 0",
+        lambda yes: yes.task("first", "t").foreach(
+            "each", "{{xs}}", lambda f: f.task("x", "t").foreach("in", "{{item}}", two_tasks)
+        ),
+        lambda no: no.foreach("other", "{{xs}}", lambda f: f.task("z", "t")),
+    )
+    definition = Definition.parse(getattr(builder.build(), written_as)())
+    each, other = definition.tasks["each"], definition.tasks["other"]
+    assert (each.dependencies, other.dependencies) == (["first", "ask"], ["ask"])
+    (x, inner), (z,) = each.body, other.body
+    assert (x.dependencies, inner.dependencies, z.dependencies) == ([], ["x"], [])
+    assert [task.dependencies for task in inner.body] == [[], ["y1"]]
+
+
+def two_tasks(builder: WorkflowBuilder) -> WorkflowBuilder:
+    return builder.task("y1", "t").task("y2", "t")
+
+
+@pytest.mark.parametrize("written_as", ["to_json", "to_yaml"])
+def test_what_comes_after_a_condition_alone_is_of_no_way(written_as: str) -> None:
+    builder = WorkflowBuilder(name="example")
+    builder.condition("ask", "1 > 0", lambda f: f.task("yes", "t"), lambda f: f.task("no", "t"))
+    builder.task("next", "t")
+    definition = Definition.parse(getattr(builder.build(), written_as)())
+    assert definition.tasks["next"].dependencies == ["ask"]
+
+
+def test_conditions_in_ways_and_what_follows_them_are_taken() -> None:
+    definition = parsed(
+        lambda b: (
+            b.task("start", "t")
+            .condition(
+                "outer",
+                "1 > 0",
+                lambda yes: (
+                    yes.task("a", "t")
+                    .condition("in", "1 > 0", two_tasks, lambda f: f.task("c", "t"))
+                    .task("d", "t")
+                ),
+                lambda no: no.condition("only", "1 > 0", a_loop, lambda f: f.task("e", "t")),
+            )
+            .task("after", "t")
+            .join("meet", ["a", "e"], JoinMode.ALL_OF, dependencies=["outer", "start"])
+        )
+    )
+    assert definition.tasks["d"].dependencies == ["in", "outer"]
+    assert definition.tasks["y2"].dependencies == ["y1", "in", "outer"]
+    assert definition.tasks["each"].dependencies == ["only", "outer"]
+    assert definition.tasks["each"].body[0].dependencies == []
+
+
+def a_loop(builder: WorkflowBuilder) -> WorkflowBuilder:
+    return builder.foreach("each", "{{xs}}", lambda f: f.task("x", "t"))
+
+
 def test_results_are_known_by_their_keys_but_not_those_of_loops() -> None:
     definition = parsed(
         lambda b: b.parallel("p", {"one": lambda f: f.task("x", "t", result_key="rx")}).foreach(
@@ -264,6 +328,165 @@ def test_a_template_that_cannot_be_read_is_named_with_its_task() -> None:
     assert condition.value == "ask"
 
 
+def choice_with(dependencies: list[str]) -> Build:
+    """A condition with a way of two tasks, the second of which depends on these."""
+
+    def way(builder: WorkflowBuilder) -> WorkflowBuilder:
+        return builder.task("pay", "t").task("book", "t", dependencies=list(dependencies))
+
+    return lambda b: (
+        b.task("amount", "t")
+        .task("other", "t", dependencies=[])
+        .condition("big", "1 > 0", way, lambda f: f.task("no", "t"), dependencies=["amount"])
+    )
+
+
+@pytest.mark.parametrize("dependencies", [["amount"], ["other"], ["amount", "other"]])
+def test_a_task_that_may_be_of_either_way_is_refused(dependencies: list[str]) -> None:
+    odd = refused(choice_with(dependencies))
+    assert odd.value == "book"
+    assert "the condition 'big'" in odd.reason
+
+
+def test_a_task_that_comes_after_its_way_may_depend_on_more() -> None:
+    definition = parsed(choice_with(["other", "pay"]))
+    assert definition.tasks["book"].dependencies == ["other", "pay", "big"]
+
+
+def nested(levels: int, innermost: dict[str, Any]) -> str:
+    task = innermost
+    for number in range(levels):
+        task = {
+            "task_id": f"l{number}",
+            "operator_type": "foreach",
+            "items": "[1]",
+            "loop_body": [task],
+        }
+    return json.dumps({"name": "deep", "tasks": {"l": task}})
+
+
+@pytest.mark.parametrize("levels", [NESTING_MAX, 45])
+def test_what_is_wrong_in_many_loops_is_found_at_once(levels: int) -> None:
+    # Tried class by class this took twice as long for each loop: forever with 45 of them.
+    wrong = {"task_id": "z", "operator_type": "task", "function": 5}
+    told = refused_text(nested(levels, wrong))
+    assert ("'z': function: Input" in told) == (levels == NESTING_MAX)
+
+
+def test_loops_and_branches_have_a_limit_in_each_other() -> None:
+    task = {"task_id": "z", "operator_type": "task", "function": "t"}
+    assert len(list(Definition.parse(nested(NESTING_MAX, task)).everything())) == NESTING_MAX + 1
+    assert f"more than {NESTING_MAX} loops" in refused_text(nested(NESTING_MAX + 1, task))
+
+
+@pytest.mark.parametrize(
+    ("inner", "reason"),
+    [
+        ({"task_id": "z", "operator_type": "task"}, "'z': function: Field required"),
+        ({"task_id": "z", "operator_type": "task", "function": 5}, "'z': function: Input"),
+        ({"task_id": "z", "operator_type": "wait_for_event"}, "'z': event_name: Field"),
+        ({"operator_type": "join", "join_tasks": []}, "task_id: Field required"),
+        ({"task_id": "z"}, "'z': it has no operator_type"),
+        ({"task_id": "z", "operator_type": "foreach", "items": "x", "loop_body": {}}, "no list"),
+        ({"task_id": "z", "operator_type": "parallel", "branch_workflows": []}, "not those"),
+        ({"task_id": "z", "operator_type": "parallel", "branches": {"a": ["b"]}}, "has no tasks"),
+        (5, "it has no operator_type"),
+    ],
+)
+def test_what_is_wrong_in_a_body_is_refused_by_name(inner: Any, reason: str) -> None:
+    loop = {"task_id": "l", "operator_type": "foreach", "items": "[1]", "loop_body": [inner]}
+    assert reason in refused_text(json.dumps({"name": "wrong", "tasks": {"l": loop}}))
+
+
+def test_a_task_of_a_body_that_is_repeated_otherwise_is_refused() -> None:
+    value = json.loads(written(lambda b: b.foreach("each", "{{xs}}", two_tasks)))
+    value["tasks"]["y1"]["function"] = "another"
+    assert "'y1': it is written twice" in refused_text(json.dumps(value))
+    value["tasks"]["y1"]["is_internal_loop_task"] = False
+    assert "'y1': two tasks have this name" in refused_text(json.dumps(value))
+
+
+def test_a_branch_has_what_it_says_and_nothing_of_its_own() -> None:
+    branches = lambda b: b.parallel("p", {"one": lambda f: f.task("x", "t")})  # noqa: E731
+    for field, odd, reason in (
+        ("variables", {"a": 1}, "variables of a branch"),
+        ("deadline_seconds", 5, "deadline_seconds is not supported"),
+        (
+            "tasks",
+            {"x": {"task_id": "x", "operator_type": "task"}},
+            "'x': function: Field required",
+        ),
+    ):
+        value = json.loads(written(branches))
+        value["tasks"]["p"]["branch_workflows"]["one"][field] = odd
+        assert reason in refused_text(json.dumps(value))
+    value = json.loads(written(branches))
+    value["tasks"]["p"]["branch_workflows"]["two"] = {}
+    assert "not those of its branches" in refused_text(json.dumps(value))
+
+
+def one_of_each(builder: WorkflowBuilder) -> None:
+    builder.foreach("foreach", "{{xs}}", lambda f: f.task("x", "t"))
+    builder.wait_for_event("wait_for_event", "paid").wait("wait", "5")
+    builder.condition("condition", "1 > 0", lambda f: f.task("y", "t"), lambda f: f.task("n", "t"))
+    builder.parallel_with_join("parallel", {"one": lambda f: f.task("b", "t")})
+    builder.join("join", ["parallel"], JoinMode.ALL_OF).emit_event("emit_event", "done")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["foreach", "wait_for_event", "wait", "condition", "parallel", "parallel_join", "join"],
+)
+def test_a_retry_that_would_not_be_followed_is_refused(name: str) -> None:
+    value = json.loads(written(one_of_each))
+    value["tasks"][name]["retry_policy"] = {"max_retries": 0}
+    Definition.parse(json.dumps(value))
+    value["tasks"][name]["retry_policy"] = {"max_retries": 1}
+    reason = f"a retry of {name.removeprefix('parallel_')} is not supported"
+    assert reason in refused_text(json.dumps(value))
+
+
+def test_retries_are_of_tasks_and_of_events_that_are_emitted() -> None:
+    value = json.loads(written(one_of_each))
+    value["default_retry_policy"] = {"max_retries": 2, "delay": "PT1S", "backoff_factor": 1}
+    value["tasks"]["emit_event"]["retry_policy"] = value["default_retry_policy"]
+    found = {
+        task.task_id for task in Definition.parse(json.dumps(value)).everything() if task.retry
+    }
+    assert found == {"x", "y", "n", "b", "emit_event"}
+
+
+@pytest.mark.parametrize("name", ["", "e" * 256, "a\nb"])
+def test_an_event_has_a_name_that_events_can_have(name: str) -> None:
+    for build in (lambda b: b.wait_for_event("a", name), lambda b: b.emit_event("a", name)):
+        assert "event_name has 1 to 255 printable characters" in str(refused(build))
+
+
+@pytest.mark.parametrize("name", ["upload_x", "approval_x", "webhook_x"])
+def test_an_event_of_the_store_is_waited_for_and_not_emitted(name: str) -> None:
+    parsed(lambda b: b.wait_for_event("a", name))
+    parsed(lambda b: b.emit_event("a", "{{name}}"))
+    assert "the store's own" in str(refused(lambda b: b.emit_event("a", name)))
+
+
+@pytest.mark.parametrize("until", ["2045-01-01T00:00:00Z", "2045-01-01T00:00:00"])
+def test_a_wait_until_a_time_that_no_wait_lasts_to_is_refused(until: str) -> None:
+    definition = parsed(lambda b: b.foreach("each", "{{xs}}", lambda f: f.wait("a", until)))
+    definition.check_times(at_us(2036))
+    with pytest.raises(InvalidWorkflow, match="up to ten years"):
+        definition.check_times(at_us(2034))
+
+
+def test_it_is_refused_when_a_run_is_submitted(tmp_path: Path) -> None:
+    flow = WorkflowBuilder(name="example").wait("a", "2999-01-01T00:00:00Z")
+    with bench(tmp_path) as store, pytest.raises(InvalidWorkflow, match="up to ten years"):
+        store.submit(flow)
+
+
+def at_us(year: int) -> int:
+    return round(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * SECOND_US
+
+
 def test_a_timeout_that_would_not_be_kept_is_refused() -> None:
     reason = str(refused(lambda b: b.parallel("p", {"x": lambda f: f.task("a", "t")}, timeout=5)))
     assert "a timeout of parallel" in reason
@@ -272,6 +495,11 @@ def test_a_timeout_that_would_not_be_kept_is_refused() -> None:
 def test_no_two_tasks_have_one_name_wherever_they_are() -> None:
     twice = refused(lambda b: b.task("x", "t").parallel("p", {"one": lambda f: f.task("x", "t")}))
     assert twice.value == "x"
+
+
+@pytest.mark.parametrize("name", ["a/b", "a#1", "a:b", "a!time", ".", "..", "x" * 201])
+def test_a_name_that_could_not_be_asked_for_is_refused(name: str) -> None:
+    assert "a name " in str(refused(lambda b: b.task(name, "t")))
 
 
 def test_a_definition_has_so_many_tasks_at_most() -> None:

@@ -23,11 +23,25 @@ from stabilize.queue.sqlite import SqliteQueue
 from cas.catalog import Transaction
 from cas.events import subscription_id
 from cas.identifiers import new_id
-from cas.records import CANCELLED, COMPLETED, FAILED, QUEUED, SKIPPED, WAITING, Mark, Run
+from cas.records import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    QUEUED,
+    SKIPPED,
+    WAITING,
+    Mark,
+    Run,
+    RunText,
+    Step,
+)
 from cas.restored import RESTORED_TIME, accept
 from tests.workflows.running import ACTOR, TENANT, Bench, bench, scratch, until
-from workflows.engine.database import _Queue
-from workflows.runs import RunView
+from workflows.definitions import Definition
+from workflows.engine.database import Database, _Queue
+from workflows.engine.shares import Shares
+from workflows.engine.spots import FORK, Execution, Spot
+from workflows.runs import RunLog, RunView
 from workflows.tools import Calling
 
 
@@ -234,6 +248,82 @@ def test_more_items_than_allowed_are_refused(root: Path) -> None:
         assert not made.calls
 
 
+def test_the_items_of_a_loop_whose_time_is_over_go_on_no_more(shared: Bench) -> None:
+    works, go = threading.Event(), threading.Event()
+
+    def hold(calling: Calling) -> str:
+        works.set()
+        go.wait(60)
+        return "too late"
+
+    shared.registry.add("t.hold", hold)
+    flow = WorkflowBuilder(name="over")
+    flow.foreach(
+        "each",
+        "{{names}}",
+        lambda body: (
+            body.task("ask", "t.wait", args=["over {{item}}"])
+            .task("one", "t.hold")
+            .task("two", "t.say", args=["gone on"])
+        ),
+        timeout_policy=TimeoutPolicy(timeout=timedelta(seconds=1)),
+    )
+    flow.task("clean", "t.wait", args=["over clean"], trigger_rule="all_done")
+    run = shared.submit(flow, names=["x", "y"])
+    shared.until_status(run, "ask", WAITING, "0")
+    shared.until_status(run, "ask", WAITING, "1")
+    shared.events.emit("over x", 1)
+    assert works.wait(60)
+    shared.until_status(run, "clean", WAITING)
+    view = shared.view(run)
+    assert statuses(view) | {"each": FAILED} == {
+        "each": FAILED, "ask#0": COMPLETED, "one#0": CANCELLED, "ask#1": CANCELLED,
+        "clean": WAITING,
+    }  # fmt: skip
+    until(lambda: shared.view(run).run.status == WAITING)
+    assert shared.events.emit("over y", 1, hold_us=60_000_000).delivered_to == 0
+    go.set()
+    other = WorkflowBuilder(name="other")
+    other.task("one", "t.say", args=["meanwhile"])
+    other.task("two", "t.say", args=["meanwhile"])
+    assert shared.run(other).run.status == COMPLETED
+    shared.events.emit("over clean", 1)
+    assert shared.ended(run).run.status == COMPLETED
+    assert statuses(shared.view(run))["one#0"] == CANCELLED
+    assert shared.calls["gone on"] == 0
+
+
+def test_a_body_that_ends_in_a_choice_comes_to_what_was_chosen(shared: Bench) -> None:
+    flow = WorkflowBuilder(name="ends")
+    flow.foreach(
+        "each",
+        "{{ns}}",
+        lambda body: body.condition(
+            "big",
+            "{{item}} > 1",
+            if_true=lambda yes: yes.task("yes", "t.say", args=["big {{item}}"]),
+            if_false=lambda no: no.task("no", "t.say", args=["small {{item}}"]),
+        ),
+    )
+    flow.parallel(
+        "fork",
+        branches={
+            "choice": lambda b: b.condition(
+                "any",
+                "{{each.count}} > 1",
+                if_true=lambda yes: yes.task("many", "t.say", args=["many"]),
+                if_false=lambda no: no.task("few", "t.say", args=["few"]),
+            ),
+            "both": lambda b: b.task("p", "t.say", args=["P"]).task(
+                "q", "t.say", args=["Q"], dependencies=[]
+            ),
+        },
+    )
+    found = results(shared.run(flow, ns=[1, 2]))
+    assert found["each"] == {"results": ["small 1", "big 2"], "count": 2}
+    assert found["fork"] == {"choice": "many", "both": {"p": "P", "q": "Q"}}
+
+
 # --- conditions, branches, rules
 
 
@@ -331,6 +421,81 @@ def test_the_first_success_is_enough_where_the_rule_says_so(shared: Bench) -> No
     assert shared.ended(run).run.status == COMPLETED
 
 
+def early(made: Bench, rule: str) -> str:
+    """A run with a parallel that may begin before all that is before it has ended."""
+    flow = WorkflowBuilder(name="early")
+    flow.task("slow", "t.wait", kwargs={"name": f"slow {rule}"}, dependencies=[])
+    flow.task("fast", "t.wait", kwargs={"name": f"fast {rule}"}, dependencies=[])
+    flow.parallel(
+        "fork",
+        branches={"only": lambda b: b.task("in", "t.say", args=["inside"])},
+        dependencies=["slow", "fast"],
+    )
+    definition = msgspec.json.decode(flow.build().to_json())
+    definition["tasks"]["fork"]["trigger_rule"] = rule
+    text = msgspec.json.encode(definition).decode()
+    run = made.workflows.runs(TENANT, ACTOR).submit(Definition.parse(text), {}).run_id
+    made.until_status(run, "slow", WAITING)
+    made.until_status(run, "fast", WAITING)
+    until(lambda: sleeps(made, run, 3))
+    return run
+
+
+@pytest.mark.parametrize("rule", ["one_success", "one_done"])
+def test_a_parallel_begins_as_early_as_its_rule_says(shared: Bench, rule: str) -> None:
+    run = early(shared, rule)
+    shared.events.emit(f"fast {rule}", 1)
+    shared.until_status(run, "fork", COMPLETED)
+    assert statuses(shared.view(run))["slow"] == WAITING
+    shared.events.emit(f"slow {rule}", 1)
+    assert results(shared.ended(run))["fork"] == {"only": "inside"}
+
+
+def test_a_parallel_that_nobody_rang_for_is_rung_for_by_the_next_runner(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bench(root) as made:
+        made.start()
+        run = early(made, "one_done")
+        ring = Database.ring
+
+        def lost(database: Database, execution: Execution, spot: Spot) -> None:
+            if spot.role != FORK:
+                ring(database, execution, spot)
+
+        with monkeypatch.context() as losing:
+            losing.setattr(Database, "ring", lost)
+            made.events.emit("fast one_done", 1)
+            made.until_status(run, "fast", COMPLETED)
+            until(lambda: sleeps(made, run, 2))
+            made.stop()
+        made.start()
+        made.until_status(run, "fork", COMPLETED)
+
+
+def test_a_parallel_whose_beginning_was_cut_short_is_shown_to_wait(
+    shared: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.engine.steps._TROUBLE_S", 0.05)
+    wait, tried = RunLog.wait, []
+
+    def cut(log: RunLog, step_id: str, *args: Any) -> Step:
+        if step_id == "cut":
+            tried.append(step_id)
+            if len(tried) == 1:
+                raise OSError("cut short")
+        return wait(log, step_id, *args)
+
+    monkeypatch.setattr(RunLog, "wait", cut)
+    flow = WorkflowBuilder(name="cut")
+    flow.parallel("cut", branches={"only": lambda b: b.task("in", "t.wait", args=["cut go"])})
+    run = shared.submit(flow)
+    shared.until_status(run, "in", WAITING)
+    shared.until_status(run, "cut", WAITING)
+    shared.events.emit("cut go", 1)
+    assert shared.ended(run).run.status == COMPLETED
+
+
 # --- failures
 
 
@@ -399,6 +564,21 @@ def test_a_result_that_is_too_long_is_refused(root: Path) -> None:
         flow = WorkflowBuilder(name="long")
         flow.task("one", "t.say", args=["x" * 2000])
         assert "result_max" in made.run(flow).run.error
+
+
+@pytest.mark.parametrize(("levels", "status"), [(100, COMPLETED), (101, FAILED)])
+def test_a_result_that_is_nested_too_deep_is_refused(
+    shared: Bench, levels: int, status: str
+) -> None:
+    """Else who reads it later, with less of the stack left, would fail."""
+    flow = WorkflowBuilder(name="deep")
+    flow.task("one", "t.say", args=["{{deep}}"])
+    deep: Any = []
+    for _ in range(levels - 1):
+        deep = [deep]
+    view = shared.run(flow, deep=deep)
+    assert view.run.status == status
+    assert ("more than 100 levels" in view.run.error) == (status == FAILED)
 
 
 def test_a_cancelled_run_wakes_no_more(shared: Bench) -> None:
@@ -470,13 +650,13 @@ def asked(made: Bench, question: str, *values: str) -> list[Any]:
         return found
 
 
-def sleeps(made: Bench, run: str) -> bool:
+def sleeps(made: Bench, run: str, many: int = 1) -> bool:
     return asked(
         made,
         "SELECT count(*) FROM stage_executions s JOIN pipeline_executions e"
         " ON s.execution_id = e.id WHERE e.application = ? AND s.status = 'SUSPENDED'",
         run,
-    ) == [1]
+    ) == [many]
 
 
 def carried(made: Bench) -> set[str]:
@@ -489,18 +669,22 @@ def _has_failed(made: Bench, run: str) -> bool:
     return found.status == FAILED and "no plan can be made of it" in found.error
 
 
-def copies_of(made: Bench, run: str, many: int = 1, **changes: Any) -> list[str]:
+def copies_of(
+    made: Bench, run: str, many: int = 1, *, definition: bytes | None = None, **changes: Any
+) -> list[str]:
     """Copies of a run, submitted in one transaction."""
 
     def insert(txn: Transaction) -> list[str]:
-        first = txn.get(Run, run)
+        first, text = txn.get(Run, run), txn.get(RunText, run)
         assert first is not None
+        assert text is not None
         copies = [
             msgspec.structs.replace(first, run_id=new_id(txn.now_us), **changes)
             for _ in range(many)
         ]
         for copy in copies:
             txn.insert(copy)
+            txn.insert(RunText(copy.run_id, definition or text.definition, text.inputs))
         return [copy.run_id for copy in copies]
 
     return made.store.catalog.write(insert, actor="test")
@@ -541,9 +725,9 @@ def test_a_run_of_which_no_plan_can_be_made_fails_alone(root: Path) -> None:
         never = copies_of(made, good, definition=b"{}", **FRESH)[0]
 
         def spoil(txn: Transaction) -> None:
-            run = txn.get(Run, bad)
-            assert run is not None
-            txn.replace(msgspec.structs.replace(run, definition=b"no JSON"))
+            text = txn.get(RunText, bad)
+            assert text is not None
+            txn.replace(msgspec.structs.replace(text, definition=b"no JSON"))
 
         made.store.catalog.write(spoil, actor="test")
         file = root / "workflows" / "engine.db"
@@ -649,13 +833,95 @@ def test_a_clock_that_was_put_back_while_no_runner_ran_delays_nothing(root: Path
         assert made.ended(run).run.status == COMPLETED
 
 
+def test_failures_are_counted_whatever_becomes_of_the_engines_database(root: Path) -> None:
+    with bench(root) as made:
+        made.start()
+        flow = WorkflowBuilder(name="again")
+        flow.task("one", "t.fail", kwargs={"why": "hopeless"})
+        flow.retry(max_retries=1, delay=timedelta(seconds=0.5), backoff_factor=1.0)
+        run = made.submit(flow)
+        until(lambda: made.calls["hopeless"] == 1)
+        made.stop()
+        shutil.rmtree(root / "workflows")
+        made.start()
+        assert made.ended(run).run.status == FAILED
+        assert made.calls["hopeless"] == 2
+
+
+def test_a_delay_goes_on_whatever_becomes_of_the_engines_database(root: Path) -> None:
+    with bench(root) as made:
+        made.start()
+        flow = WorkflowBuilder(name="again")
+        flow.task("one", "t.fail", kwargs={"why": "once"})
+        flow.retry(max_retries=1, delay=timedelta(hours=1))
+        run = made.submit(flow)
+
+        def delayed() -> bool:
+            """The engine knows that the next attempt is far off."""
+            contexts = asked(made, "SELECT context FROM stage_executions")
+            return any(msgspec.json.decode(one).get("after_s", 0.0) > 3000.0 for one in contexts)
+
+        until(lambda: made.calls["once"] == 1)
+        until(delayed)
+        made.stop()
+        shutil.rmtree(root / "workflows")
+        other = WorkflowBuilder(name="other")
+        other.task("one", "t.say")
+        made.start()
+        assert made.run(other).run.status == COMPLETED
+        until(delayed)
+        assert made.calls["once"] == 1
+        step = made.step(run, "one")
+        assert step is not None
+        assert (step.attempts, step.failures) == (1, 1)
+
+
+def test_a_ring_that_fails_delays_no_other(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workflows.engine.runner._ROUND_S", 20.0)
+    with bench(root) as made:
+        made.start()
+        bad, good = waiting(made, "bad"), waiting(made, "good")
+        ring, tried = Database.ring, []
+
+        def broken(database: Database, execution: Execution, spot: Spot) -> None:
+            if execution.run == bad:
+                tried.append(spot)
+                raise OSError("its own trouble")
+            ring(database, execution, spot)
+
+        monkeypatch.setattr(Database, "ring", broken)
+        made.events.emit("bad", 1)
+        until(lambda: bool(tried))
+        made.events.emit("good", 1)
+        assert made.ended(good).run.status == COMPLETED
+        assert len(tried) == 1  # it comes again later, and nobody waits for that
+
+
+def test_a_ring_that_failed_comes_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workflows.engine.runner._ROUND_S", 0.1)
+    with bench(root) as made:
+        made.start()
+        run = waiting(made, "go")
+        ring, tried = Database.ring, []
+
+        def broken_once(database: Database, execution: Execution, spot: Spot) -> None:
+            tried.append(spot)
+            if len(tried) == 1:
+                raise OSError("its own trouble")
+            ring(database, execution, spot)
+
+        monkeypatch.setattr(Database, "ring", broken_once)
+        made.events.emit("go", 1)
+        assert made.ended(run).run.status == COMPLETED
+
+
 @pytest.fixture
 def queue(tmp_path: Path) -> Iterator[tuple[_Queue, list[float]]]:
     """A queue, and by how much the wall clock was put back since."""
     back_s = [0.0]
     url = f"sqlite:///{tmp_path / 'engine.db'}"
     store = SqliteWorkflowStore(url, create_tables=True)
-    made = _Queue(url, lambda place: None, lambda: time.time() - back_s[0])
+    made = _Queue(url, lambda place: None, Shares(1), lambda: time.time() - back_s[0])
     made._create_table()
     yield made, back_s
     made.close()

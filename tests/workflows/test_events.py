@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,14 +21,16 @@ from cas.errors import (
     NoWaitingWorkflow,
     SubscriptionTaken,
     TooLarge,
+    TooManyHeld,
 )
 from cas.events import append_event
 from cas.once import OnceKey
-from cas.records import Event, Subscription
+from cas.records import EVENT_BYTES, Event, Subscription
 from cas.store import Store
 from tests.clocks import HandClock
 from tests.workflows.neighbour import PATIENCE_S, until
 from workflows.events import Events
+from workflows.notation import LEVELS_MAX
 from workflows.watcher import Watcher
 
 SETTINGS = Settings(
@@ -96,6 +99,41 @@ def test_any_json_value_is_a_payload(events: Events, payload: object) -> None:
     assert claimed.payload == payload
 
 
+def nested(levels: int) -> Any:
+    """So many lists and objects in each other."""
+    value: Any = 1
+    for level in range(levels):
+        value = [value] if level % 2 else {"in": value}
+    return value
+
+
+def test_a_payload_may_be_nested_up_to_a_fixed_depth(events: Events) -> None:
+    """Not up to what the stack of who takes it leaves: who waits may have less of it."""
+    events.emit("deep", nested(LEVELS_MAX), hold_us=HOUR_US)
+    assert events.wait("deep").payload == nested(LEVELS_MAX)
+
+
+def test_what_is_held_has_a_limit_and_what_is_given_has_none(
+    store: Store, watcher: Watcher
+) -> None:
+    events = Events(
+        store.catalog,
+        watcher,
+        SETTINGS.events,
+        tenant_id="acme",
+        actor="ada",
+        held_bytes_max=2 * EVENT_BYTES,
+    )
+    key = OnceKey("events", "client-1", b"question")
+    events.emit("paid", 1, hold_us=HOUR_US)
+    with pytest.raises(TooManyHeld):
+        events.emit("paid", "x" * 1000, hold_us=HOUR_US, key=key)
+    events.subscribe("run-1", "a", "given")
+    assert events.emit("given", "x" * 1000).delivered_to == 1
+    assert events.wait("paid").payload == 1
+    events.emit("paid", "x" * 500, hold_us=HOUR_US, key=key)  # nothing was done under it
+
+
 def test_nobody_waits(store: Store, of: Of) -> None:
     of("other").subscribe("run-1", "a", "paid")
     with pytest.raises(NoWaitingWorkflow) as nobody:
@@ -107,13 +145,15 @@ def test_nobody_waits(store: Store, of: Of) -> None:
 def test_what_is_refused(store: Store, events: Events) -> None:
     events.subscribe("run-1", "a", "paid")
     position = store.catalog.position()
-    for name in ("", "a\n", "x" * 256, "upload_1", "approval_pay"):
+    for name in ("", "a\n", "x" * 256, "upload_1", "approval_pay", "webhook_pr"):
         with pytest.raises(InvalidRequest):
             events.emit(name, 1)
     with pytest.raises(InvalidRequest):
         events.emit("paid", 1, "\x00")
     with pytest.raises(InvalidRequest):
         events.emit("paid", object())
+    with pytest.raises(InvalidRequest, match="levels"):
+        events.emit("paid", nested(LEVELS_MAX + 1))
     for hold_us in (0, -1, SETTINGS.events.hold_max + 1, 10**400, 10**5000, -(10**5000)):
         with pytest.raises(InvalidRequest):
             events.emit("paid", 1, hold_us=hold_us)
@@ -253,6 +293,22 @@ def test_concluding_takes_what_came_or_ends_the_wait(events: Events, of: Of) -> 
             events.claim(wait.subscription_id)
     with pytest.raises(NoWaitingWorkflow):
         events.emit("never", 1)
+
+
+def test_leaving_takes_what_nobody_else_may_have(events: Events, of: Of) -> None:
+    given, held = (events.subscribe("direct", step, step) for step in ("given", "held"))
+    emitted = events.emit("given", 1)
+    events.emit("held", 2, hold_us=HOUR_US)
+    with pytest.raises(NotFound):
+        of("other").leave(given.subscription_id)
+    claimed = events.leave(given.subscription_id)
+    assert claimed is not None
+    assert claimed.event is not None
+    assert claimed.event.event_id == emitted.event_id
+    assert events.leave(held.subscription_id) is None
+    with pytest.raises(NotFound):
+        events.claim(held.subscription_id)
+    assert events.wait("held").payload == 2
 
 
 def test_a_step_that_comes_to_wait_wakes_the_client_that_has_its_key(

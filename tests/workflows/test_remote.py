@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from highway_dsl import WorkflowBuilder
 
+from cas.config import Settings, StoreSettings
 from cas.errors import (
     AccessDenied,
     ApprovalClosed,
@@ -22,11 +24,16 @@ from cas.errors import (
     SubscriptionTaken,
     TooLarge,
 )
+from cas.keys import load_keys
 from cas.once import OnceKey
 from cas.remote import RemoteStore
+from cas.store import Store
 from tests.gateway.served import Served, serving
 from workflows.remote import RemotePlace
+from workflows.runs import TOLD_BYTES_MAX, RunLog
+from workflows.runs_cli import LocalRuns
 from workflows.tools.toolbox import Toolbox
+from workflows.views import Workflows
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +193,32 @@ def test_a_wait_that_is_over_takes_no_event_from_others(store: RemoteStore) -> N
     assert events.wait(name, timeout_s=0.2)["status"] == "timeout"
     with pytest.raises(NoWaitingWorkflow):
         events.emit(name)
+
+
+def test_runs_are_told_alike_here_and_from_afar(store: RemoteStore, served: Served) -> None:
+    flow = WorkflowBuilder(name="told")
+    flow.task("50% é", "tools.shell.run")
+    settings = Settings(store=StoreSettings(root=served.root))
+    with Store.open(served.root, settings) as here:
+        workflows = Workflows(here, load_keys(settings))
+        local, remote = LocalRuns(here, workflows, "default", "ann"), store.runs()
+        run = remote.submit(flow.build().to_json(), {})["run_id"]
+        log = RunLog(here.catalog, run)
+        values = {"": {"a": ["é", None, 1.5]}, "0": "x" * TOLD_BYTES_MAX, "2.0": None}
+        for iteration, value in values.items():
+            log.begin("50% é", iteration)
+            log.finish("50% é", iteration, value)
+        log.begin("waits")
+        assert remote.get(run) == local.get(run)
+        for iteration, value in values.items():
+            for runs in (local, remote):
+                assert runs.result(run, "50% é", iteration) == value
+        assert remote.step(run, "50% é", "0")["result"]["truncated"]
+        assert remote.step(run, "waits")["status"] == "running"
+        for step, iteration in (("waits", ""), ("none", ""), ("50% é", "1")):
+            for runs in (local, remote):
+                with pytest.raises(NotFound):
+                    runs.result(run, step, iteration)
+        with pytest.raises(NotFound):
+            remote.step(run, "none")
+        workflows.close()

@@ -10,10 +10,18 @@ import msgspec
 import pytest
 from highway_dsl import WorkflowBuilder
 
+from cas.catalog import Transaction
 from cas.clock import DAY_US, SECOND_US
 from cas.config import Settings, Size, StoreSettings
 from cas.dating import date_all
-from cas.errors import KeyReused, NotFound, NoWaitingWorkflow, RunEnded, ToolFailed
+from cas.errors import (
+    KeyReused,
+    NotFound,
+    NoWaitingWorkflow,
+    RunEnded,
+    ToolFailed,
+    TooManyRuns,
+)
 from cas.events import append_event
 from cas.forgetting import execute_forgetting, plan_forgetting
 from cas.links import SignedLinks
@@ -29,11 +37,14 @@ from cas.records import (
     WAITING,
     Approval,
     Run,
+    RunText,
+    Step,
     StepValue,
+    Subscription,
 )
 from cas.signing import Signer
 from cas.store import Store
-from cas.totals import values_of
+from cas.totals import items_of, miscounted_totals, open_runs_of, values_of
 from cas.uploads import UploadRequest
 from tests.clocks import START_US, HandClock
 from workflows.approvals import ApprovalRequest, Approvals
@@ -83,7 +94,9 @@ def test_a_submitted_run_is_queued_for_the_runner(store: Store, runs: Runs) -> N
     )  # fmt: skip
     with store.catalog.read() as snapshot:
         assert snapshot.range(Run, "open", ("open",)) == [run]
-    assert Definition.from_json(run.definition) == definition()
+    view = runs.get(run.run_id)
+    assert Definition.from_json(view.text.definition) == definition()
+    assert view.inputs == {"xs": [1]}
 
 
 def test_the_same_key_submits_once(runs: Runs) -> None:
@@ -93,6 +106,34 @@ def test_the_same_key_submits_once(runs: Runs) -> None:
     with pytest.raises(KeyReused):
         runs.submit(definition(), {}, OnceKey("workflows", "k", b"another"))
     assert len(runs.list().items) == 1
+
+
+def test_so_many_runs_of_a_tenant_are_open_at_once_and_no_more(
+    store: Store, clock: HandClock
+) -> None:
+    runs = Runs(store.catalog, tenant_id="acme", actor="ann", request_id="", open_max=2)
+    key = OnceKey("workflows", "k", b"the same")
+    first = runs.submit(definition(), {}, key)
+    second = runs.submit(definition(), {})
+    with pytest.raises(TooManyRuns) as refused:
+        runs.submit(definition(), {})
+    assert (refused.value.limit, refused.value.open) == (2, 2)
+    assert runs.submit(definition(), {}, key) == first  # it is there
+    other = Runs(store.catalog, tenant_id="other", actor="eve", request_id="", open_max=2)
+    other.submit(definition(), {})
+    log = RunLog(store.catalog, second.run_id)
+    log.start()
+    with pytest.raises(TooManyRuns):
+        runs.submit(definition(), {}, OnceKey("workflows", "later", b""))
+    log.end(FAILED, "no")
+    third = runs.submit(definition(), {}, OnceKey("workflows", "later", b""))
+    with pytest.raises(TooManyRuns):
+        runs.submit(definition(), {})
+    runs.cancel(third.run_id)
+    runs.submit(definition(), {})
+    with store.catalog.read() as snapshot:
+        assert (open_runs_of(snapshot, "acme"), open_runs_of(snapshot, "other")) == (2, 1)
+        assert miscounted_totals(snapshot) == []
 
 
 def test_runs_of_others_are_not_found(store: Store, runs: Runs) -> None:
@@ -221,6 +262,66 @@ def test_an_ended_run_is_kept_for_its_time(store: Store, runs: Runs, clock: Hand
     assert len(ended.error) == 2000
 
 
+def test_the_steps_of_an_ended_run_have_ended_for_all_who_look(
+    store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the end was broken off before their own records said so."""
+    monkeypatch.setattr("cas.endings.PORTION", 0)
+    monkeypatch.setattr("workflows.runs.let_go", lambda *_: None)
+    log = begun(store, runs)
+    log.begin("ask")
+    log.wait("ask", "", {"upload_url": "u"})
+    runs.cancel(log.run_id)
+    raw = log.step("ask")
+    assert raw is not None
+    assert raw.status == WAITING
+    view = runs.get(log.run_id)
+    assert [step.status for step in (*view.steps, *view.page(None, 10).items)] == [CANCELLED] * 2
+    one = view.step("ask")
+    assert one is not None
+    assert (one.status, one.ended_at) == (CANCELLED, START_US)
+    form = whole_run(view)
+    assert (form["steps"][0]["shown"], form["variables"]) == (None, {"greeting": "hello", "xs": []})
+
+
+def test_a_run_with_many_waits_ends_in_many_transactions(
+    store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cas.endings.PORTION", 20)
+    events = waits_of(store)
+    for end in (lambda log: runs.cancel(log.run_id), lambda log: log.end(FAILED)):
+        log = begun(store, runs)
+        for number in range(50):
+            log.begin("one", f"{number}")
+            events.subscribe(log.run_id, f"one#{number}", "paid", None, None)
+            log.wait("one", f"{number}")
+        before = store.catalog.position().seq
+        assert end(log).ending is None
+        changes = list(store.catalog.changes(before))
+        counts = [sum(op[0] in (Step, Subscription) for op in change.ops) for change in changes]
+        assert (sum(counts), max(counts), len(counts)) == (100, 20, 5)
+        [run, *_] = [op[2] for op in changes[0].ops if op[0] is Run]
+        assert isinstance(run, Run)
+        assert run.open is None, "for all others it has ended with the first"
+        assert {step.status for step in log.read().steps} == {CANCELLED}
+
+
+def test_a_repeated_end_goes_on_with_one_that_was_broken_off(
+    store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cas.endings.PORTION", 2)
+    log = begun(store, runs)
+    for number in range(5):
+        log.begin("one", f"{number}")
+    with monkeypatch.context() as broken:
+        broken.setattr("workflows.runs.let_go", lambda *_: None)
+        log.end(FAILED, "no")
+    log.end(COMPLETED)
+    raw = [log.step("one", f"{number}") for number in range(5)]
+    assert [step and step.status for step in raw] == [CANCELLED] * 5
+    assert log.read().run.error == "no"
+
+
 # --- what ends with a run
 
 
@@ -270,8 +371,9 @@ def waits_of(store: Store) -> Events:
 def asked(store: Store, run: str) -> str:
     """A pending approval of a run."""
     links = SignedLinks(Signer((b"k" * 32,)), store.about_now_us, store.settings.gateway)
+    ring = (b"k" * 32,)
     approvals = Approvals(
-        store.catalog, links, store.settings, tenant_id="acme", actor="ann", request_id=""
+        store.catalog, links, store.settings, ring, tenant_id="acme", actor="ann", request_id=""
     )
     return approvals.request(ApprovalRequest("publish", "Publish?", run=run)).approval_id
 
@@ -294,13 +396,8 @@ def test_the_webhooks_of_a_run_that_came_to_nothing_are_over(store: Store, runs:
 def test_what_was_begun_while_the_run_ended_ends_with_it(store: Store, runs: Runs) -> None:
     log = begun(store, runs)
     runs.cancel(log.run_id)
-    approval_id = asked(store, log.run_id)
     wait = waits_of(store).subscribe(log.run_id, "ask", "paid", "order-7", None)
     log.let_go()
-    with store.catalog.read() as snapshot:
-        approval = snapshot.get(Approval, approval_id)
-    assert approval is not None
-    assert approval.status == CANCELLED
     with pytest.raises(NotFound):
         waits_of(store).wait_of(wait.subscription_id)
 
@@ -387,6 +484,78 @@ def test_a_run_takes_no_more_results_than_its_limit(
     assert log.finish("last", "", "x" * 300).status == COMPLETED
 
 
+def test_a_run_that_had_too_many_results_begins_nothing_more(
+    store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.runs.VALUES_BYTES_MAX", 1000)
+    log, other = begun(store, runs), begun(store, runs)
+    log.begin("one", "0")
+    log.check_room("t.one")
+    with pytest.raises(ToolFailed, match="store them as files"):
+        log.finish("one", "0", "x" * 1000)
+    for _ in range(2):
+        # Also by the next runner, which knows nothing but the catalog.
+        with pytest.raises(ToolFailed, match=r"t\.one: not begun"):
+            RunLog(store.catalog, log.run_id).check_room("t.one")
+        with pytest.raises(ToolFailed, match="store them as files"):
+            log.finish("one", "0", "x" * 1000)
+    other.check_room("t.one")
+    assert [step.status for step in log.read().steps] == [RUNNING]
+
+
+def test_what_a_run_was_asked_is_written_once(store: Store, runs: Runs) -> None:
+    before = store.catalog.position().seq
+    log = begun(store, runs, {"text": "x" * 1_000_000})
+    for number in range(5):  # of the run itself, two changes each
+        log.begin("ask", f"{number}")
+        log.wait("ask", f"{number}")
+    log.end(COMPLETED)
+    written = [op for change in store.catalog.changes(before) for op in change.ops]
+    statuses = [record.status for _, _, record in written if isinstance(record, Run)]
+    assert statuses == [QUEUED, *[RUNNING, WAITING] * 5, COMPLETED]
+    texts = [record for _, _, record in written if isinstance(record, RunText)]
+    assert len(texts) == 1
+    assert sum(len(msgspec.msgpack.encode(record)) for _, _, record in written) < 1_100_000
+    # It takes no room of what its steps come to.
+    with store.catalog.read() as snapshot:
+        assert values_of(snapshot, log.run_id) == 0
+
+
+def test_a_run_goes_over_so_many_items_and_no_more(
+    store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.runs.ITEMS_MAX", 10)
+    log, other = begun(store, runs), begun(store, runs)
+    log.record_items("each", "0", list(range(6)))
+    with pytest.raises(ToolFailed, match=r"each: .* 11 of 10 items"):
+        log.record_items("each", "1", list(range(5)))
+    assert log.items("each", "1") is None
+    with store.catalog.read() as snapshot:
+        assert items_of(snapshot, log.run_id) == 6, "nothing of it was written"
+    log.record_items("each", "1", list(range(4)))
+    other.record_items("each", "", list(range(10)))
+    with store.catalog.read() as snapshot:
+        assert miscounted_totals(snapshot) == []
+
+
+def test_items_that_were_recorded_in_part_count_once(
+    store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.runs.ITEMS_MAX", 1200)
+    log = begun(store, runs)
+    items = list(range(1200))
+    log.record_items("each", "", items)
+
+    def stopped(txn: Transaction) -> None:  # as after a kill before the second portion
+        for number in range(500, 1200):
+            txn.delete(StepValue(log.run_id, "item", "each", f"{number}", b""))
+        txn.delete(StepValue(log.run_id, "items", "each", "", b""))
+
+    store.catalog.write(stopped)
+    log.record_items("each", "", items)
+    assert (log.items("each", ""), log.item("each", "1199")) == (1200, b"1199")
+
+
 def test_items_are_kept_as_they_were(store: Store, runs: Runs) -> None:
     log = begun(store, runs)
     assert log.items("each", "") is None
@@ -420,11 +589,16 @@ def test_a_run_with_much_is_told_within_limits(
         log.begin(step, iteration)
         log.finish(step, iteration, "x" * size)
     form = whole_run(runs.get(log.run_id))
-    cut = {"truncated": True, "size_bytes": 202}
+    whole = f"/api/v1/workflows/{log.run_id}/steps"
+    cut = {"truncated": True, "size_bytes": 202, "result_url": f"{whole}/ask/result"}
     told = {(step["step"], step["iteration"]): step["result"] for step in form["steps"]}
     assert told == {
         ("one", "0"): "x" * 90,
-        ("one", "1"): {"truncated": True, "size_bytes": 92},
+        ("one", "1"): {
+            "truncated": True,
+            "size_bytes": 92,
+            "result_url": f"{whole}/one/result?iteration=1",
+        },
         ("ask", ""): cut,
         ("each", ""): "x" * 80,
         ("last", ""): "x" * 70,

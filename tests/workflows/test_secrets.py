@@ -10,14 +10,26 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from cas.catalog.images import encode
 from cas.cli import main
+from cas.clock import DAY_US, HOUR_US
 from cas.config import Settings, Size, StoreSettings
 from cas.errors import InvalidName, InvalidRequest, NotFound, SecretSealed
 from cas.keys import load_keys
 from cas.records import Secret
 from cas.store import Store
 from tests.clocks import START_US, HandClock
-from workflows.secrets import SECRETS_MAX, VALUE_BYTES_MAX, Secrets, reseal
+from workflows.complaints import Complaints
+from workflows.secrets import (
+    KEEP_OLD_US_MAX,
+    LINES_MAX,
+    SECRETS_MAX,
+    VALUE_BYTES_MAX,
+    Secrets,
+    old_until,
+    reseal,
+    verifying,
+)
 
 VALUE = b"It's a Secret to Everybody"
 KEY = bytes(range(32))
@@ -139,6 +151,112 @@ def test_a_tenant_has_only_so_many(store: Store) -> None:
     own.put("s1", VALUE)  # in place of one
 
 
+# --- changed
+
+
+def good(store: Store, ring: tuple[bytes, ...] = (KEY,)) -> list[bytes]:
+    with store.catalog.read() as snapshot:
+        now_us = store.now_us(snapshot)
+        return verifying(snapshot, ring, "acme", "github", now_us, Complaints()).splitlines()
+
+
+def test_what_is_replaced_is_good_no_more(store: Store) -> None:
+    secrets(store).put("github", b"old")
+    assert secrets(store).put("github", b"new").old_until is None
+    assert good(store) == [b"new"]
+
+
+def test_the_old_one_is_kept_for_as_long_as_is_said(store: Store, clock: HandClock) -> None:
+    secrets(store).put("github", b"old")
+    kept = secrets(store).put("github", b"new", keep_old_us=DAY_US)
+    assert kept.old_until == START_US + DAY_US
+    assert secrets(store).get("github") == b"new"
+    clock.advance(DAY_US - 1)
+    assert good(store) == [b"new", b"old"]
+    assert old_until(kept, clock.time_us) == START_US + DAY_US
+    clock.advance(1)
+    assert good(store) == [b"new"]
+    assert old_until(kept, clock.time_us) is None
+
+
+def test_the_first_one_has_none_before_it(store: Store) -> None:
+    kept = secrets(store).put("github", b"new", keep_old_us=DAY_US)
+    assert (kept.old_sealed, kept.old_until, good(store)) == (b"", None, [b"new"])
+
+
+def test_only_the_last_one_is_kept(store: Store) -> None:
+    for value in (b"first", b"second", b"third"):
+        secrets(store).put("github", value, keep_old_us=DAY_US)
+    assert good(store) == [b"third", b"second"]
+    secrets(store).put("github", b"fourth")
+    assert good(store) == [b"fourth"]
+
+
+def test_the_same_value_again_keeps_what_was_before_it(store: Store, clock: HandClock) -> None:
+    own = secrets(store)
+    own.put("github", b"old")
+    own.put("github", b"new", keep_old_us=HOUR_US)
+    clock.advance(HOUR_US - 1)
+    own.put("github", b"new", keep_old_us=HOUR_US)  # as after an answer that was lost
+    assert good(store) == [b"new", b"old"]
+    clock.advance(HOUR_US)
+    kept = own.put("github", b"new", keep_old_us=HOUR_US)  # what is over does not come back
+    assert (kept.old_sealed, good(store)) == (b"", [b"new"])
+    own.put("github", b"newer", keep_old_us=HOUR_US)
+    own.put("github", b"newer")  # and so it ends sooner
+    assert good(store) == [b"newer"]
+
+
+@pytest.mark.parametrize("keep_old_us", [-1, 0, 999_999, KEEP_OLD_US_MAX + 1])
+def test_what_is_no_time_to_keep_the_old_one_is_refused(store: Store, keep_old_us: int) -> None:
+    secrets(store).put("github", b"old")
+    with pytest.raises(InvalidRequest, match="kept"):
+        secrets(store).put("github", b"new", keep_old_us=keep_old_us)
+    assert good(store) == [b"old"]
+
+
+def test_the_old_one_that_no_key_opens_cannot_be_kept_and_is_not_good(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    secrets(store).put("github", b"old")
+    later = secrets(store, ring=(NEXT_KEY,))
+    with pytest.raises(SecretSealed):
+        later.put("github", b"new", keep_old_us=DAY_US)
+    assert good(store) == [b"old"]
+    secrets(store, ring=(KEY, NEXT_KEY)).put("github", b"new", keep_old_us=DAY_US)
+    assert good(store, (KEY, NEXT_KEY)) == [b"new", b"old"]
+    assert good(store, (NEXT_KEY,)) == [b"new"]
+    assert "github" in caplog.text
+    later.put("github", b"newest")
+    assert good(store, (NEXT_KEY,)) == [b"newest"]
+
+
+def test_resealing_seals_the_old_one_too_and_forgets_what_is_over(
+    store: Store, clock: HandClock
+) -> None:
+    secrets(store).put("github", b"old")
+    secrets(store).put("github", b"new", keep_old_us=DAY_US)
+    assert reseal(store.catalog, (KEY, NEXT_KEY)) == 1
+    assert good(store, (NEXT_KEY,)) == [b"new", b"old"]
+    clock.advance(DAY_US)
+    reseal(store.catalog, (NEXT_KEY,))
+    (kept,) = secrets(store).list()
+    assert (kept.old_sealed, kept.old_until, kept.undated_at) == (b"", None, None)
+
+
+def test_a_value_has_only_so_many_lines(store: Store) -> None:
+    lines = b"\n".join(b"%d" % number for number in range(LINES_MAX))
+    secrets(store).put("github", lines + b"\n\n")
+    with pytest.raises(InvalidRequest, match="lines"):
+        secrets(store).put("github", lines + b"\nmore")
+
+
+def test_a_record_from_before_old_ones_were_kept_is_read(store: Store) -> None:
+    kept = secrets(store).put("github", VALUE)
+    before = msgspec.msgpack.encode(msgspec.msgpack.decode(encode(kept))[:5])
+    assert msgspec.msgpack.decode(before, type=Secret) == kept
+
+
 # --- blobcask secret
 
 
@@ -168,6 +286,23 @@ def test_the_command_keeps_lists_and_removes(tmp_path: Path) -> None:
     run("secret", "rm", "github", *root)
     assert json.loads(run("secret", "list", "--json", *root))["secrets"] == []
     run("secret", "rm", "github", *root, code=3)
+
+
+def test_the_command_keeps_the_old_one_and_says_until_when(tmp_path: Path) -> None:
+    root = ("--root", str(tmp_path / "store"))
+    run("secret", "set", "github", *root, given=b"old\n")
+    assert json.loads(run("secret", "list", "--json", *root))["secrets"][0]["old_until"] is None
+    made = run("secret", "set", "github", "--keep-old", "24h", "--json", *root, given=b"new\n")
+    until = json.loads(made)["old_until"]
+    (kept,) = json.loads(run("secret", "list", "--json", *root))["secrets"]
+    assert kept["old_until"] == until > kept["created_at"]
+    shown = run("secret", "list", *root)
+    assert until in shown
+    assert "old\n" not in shown
+    for wrong in ("24", "soon", "0s", "91d"):
+        run("secret", "set", "github", "--keep-old", wrong, *root, given=b"newer\n", code=2)
+    run("secret", "set", "github", *root, given=b"new\n")
+    assert until not in run("secret", "list", *root)
 
 
 def test_the_command_takes_a_file_and_reseals(tmp_path: Path) -> None:

@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import pytest
 from highway_dsl import WorkflowBuilder
 
+from cas.beats import SILENT_US_MAX, write_beat
 from cas.config import Settings, Size, StoreSettings
 from cas.keys import load_keys
-from cas.records import COMPLETED
+from cas.records import COMPLETED, QUEUED, RUNNING, WAITING
 from cas.references import parse_reference
+from cas.runner import STATUS, runner_of
 from cas.store import Store
 from tests.workflows.running import ACTOR, TENANT, until
 from workflows.definitions import Definition
@@ -67,6 +70,39 @@ def test_it_runs_what_is_submitted_and_ends_when_told(root: Path) -> None:
         assert msgspec.json.decode(view.value(view.steps[0]) or b"")["size_bytes"] == 9
         runner.send_signal(signal.SIGTERM)
         assert runner.wait(timeout=60) == 0
+        workflows.close()
+
+
+@pytest.mark.slow
+def test_that_it_was_killed_or_stands_still_is_told(root: Path) -> None:
+    """By the kernel, which knows who holds a lock, and by the age of its last sign of life."""
+    settings = Settings(store=StoreSettings(root=root, min_free=Size(0)))
+    with Store.open(root, settings) as store:
+        workflows = Workflows(store, load_keys(settings))
+        flow = WorkflowBuilder(name="waits")
+        flow.task("wait", "tools.workflow.wait_for_event", kwargs={"event_name": "never"})
+        runs = workflows.runs(TENANT, ACTOR)
+        with served(root) as runner:
+            until(lambda: runner_of(store).beat is not None, "a sign of life")
+            runner.kill()
+            runner.wait()
+            assert runner_of(store).trouble() == []  # nothing waits for it
+            run = runs.submit(Definition.parse(flow.build().to_json()), {}).run_id
+            assert runner_of(store).trouble() == ["no runner runs: workflows wait"]
+            assert runner_of(store).open == {QUEUED: 1, RUNNING: 0, WAITING: 0}
+        with served(root) as runner:
+            until(lambda: runs.get(run).run.status == WAITING, "that it waits")
+            assert runner_of(store).open == {QUEUED: 0, RUNNING: 0, WAITING: 1}
+            assert runner_of(store).trouble() == []
+            runner.send_signal(signal.SIGSTOP)
+            os.waitpid(runner.pid, os.WUNTRACED)
+            beat = runner_of(store).beat
+            assert beat is not None
+            assert (beat.pid, beat.waits, beat.failures) == (runner.pid, False, 0)
+            # As long after its last sign of life as nobody wants to wait here.
+            write_beat(root / STATUS, msgspec.structs.replace(beat, at=beat.at - 2 * SILENT_US_MAX))
+            (told,) = runner_of(store).trouble()
+            assert told.startswith("the runner is silent for 12")
         workflows.close()
 
 

@@ -14,6 +14,7 @@ import pytest
 from cas.clock import SECOND_US
 from cas.config import Duration, Settings, Size
 from cas.errors import InvalidWorkflow, ToolFailed
+from workflows import templates
 from workflows.tools import Calling, Place, default_registry
 
 NOWHERE = cast(Place, None)  # a command has no use for a place
@@ -85,6 +86,14 @@ def test_spaces_and_quotes_inside_of_a_template_cut_no_word() -> None:
     calling = Calling("t", "r", "s", NOWHERE, settings(), render=lambda text: f"<{text}>")
     tool = default_registry().tool("tools.shell.run")
     assert tool(calling, "printf %s| {{ x['a b'].c }} end")["stdout"] == "<{{ x['a b'].c }}>|end|"
+
+
+def test_braces_in_quotes_inside_of_a_template_do_not_end_it() -> None:
+    command = """printf %s| {{ "}}" }} "{{ a ~ '}}' }}" {{ a }}b {{open"""
+    known = templates.Rendering({"a": "v"})
+    calling = Calling("t", "r", "s", NOWHERE, settings(), render=known.text)
+    said = default_registry().tool("tools.shell.run")(calling, command)["stdout"]
+    assert said == "}}|v}}|vb|{{open|"
 
 
 @pytest.mark.parametrize(("value", "word"), [(3, "3"), ([1, "a b"], '[1,"a b"]'), (None, "null")])
@@ -159,6 +168,8 @@ def test_an_exit_code_fails_the_step_with_what_was_said() -> None:
 def test_a_signal_fails_the_step() -> None:
     with pytest.raises(ToolFailed, match="ended by SIGTERM"):
         run("sh -c 'kill -TERM $$'")
+    with pytest.raises(ToolFailed, match="ended by signal 40"):  # of real time: it has no name
+        run("sh -c 'kill -40 $$'")
 
 
 def gone(pid: int) -> bool:

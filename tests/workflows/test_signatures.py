@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hmac
+from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -18,6 +20,7 @@ from workflows.signatures import (
     GENERIC,
     GITHUB,
     KINDS,
+    SLACK,
     STRIPE,
     TWILIO,
     Call,
@@ -96,6 +99,51 @@ def test_each_line_of_a_secret_is_good_while_it_is_changed() -> None:
     assert proof == github(GITHUB_SIGNATURE)
     with pytest.raises(BadSignature):
         github(GITHUB_SIGNATURE, secret="the next one\nthe one after it")
+
+
+@pytest.mark.parametrize("secret", ["a", "a\nb", "a\nb\nb\nc", "a\nb\nc\nd", "\n".join("abcdab")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_much_is_computed_for_what_proves_nothing_whatever_the_secret_is(
+    kind: str, secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two values with two lines each are good while the first is changed to the second."""
+    body = urlencode(TWILIO_DOCUMENTED).encode()
+    computed: Counter[tuple[str, bytes]] = Counter()
+    digest = hmac.digest
+
+    def counted(key: bytes, text: bytes, algorithm: str) -> bytes:
+        computed[algorithm, text] += 1
+        return digest(key, text, algorithm)
+
+    headers = {
+        "Content-Type": FORM,
+        "X-Hub-Signature-256": "sha256=" + "0" * 64,
+        "X-Twilio-Signature": "A" * 27 + "=",
+        "X": "0" * 64,
+    }
+    config = {"header": "X"} if kind == GENERIC else None
+    monkeypatch.setattr(hmac, "digest", counted)
+    with pytest.raises(BadSignature):
+        proved(kind, secret, body, headers, TWILIO_URL, config)
+    assert len(computed) == 5  # the body by three algorithms, and what Twilio may have signed
+    assert set(computed.values()) == {4}
+
+
+def test_a_call_is_known_by_what_its_sender_calls_it_only_where_that_is_asked_for() -> None:
+    proof = github(GITHUB_SIGNATURE)
+    named = proof.by_delivery()
+    assert named.known_by != proof.known_by
+    assert replace(named, known_by=proof.known_by) == proof
+    headers = {"X-Hub-Signature-256": GITHUB_SIGNATURE, "X-GitHub-Delivery": "another"}
+    other = proved(GITHUB, GITHUB_SECRET, GITHUB_BODY, headers).by_delivery()
+    assert other.known_by not in (proof.known_by, named.known_by)
+    del headers["X-GitHub-Delivery"]
+    bare = proved(GITHUB, GITHUB_SECRET, GITHUB_BODY, headers)
+    assert bare.by_delivery() == bare
+    config = {"header": "X-Hub-Signature-256", "prefix": "sha256=", "delivery_header": "D"}
+    headers["d"] = "72d3162e"
+    described = proved(GENERIC, GITHUB_SECRET, GITHUB_BODY, headers, config=config)
+    assert described.by_delivery().known_by == named.known_by
 
 
 @pytest.mark.parametrize("secret", ["", "\n\n"])
@@ -347,7 +395,7 @@ def test_what_the_library_of_that_scheme_signs_is_good(key: bytes, body: str) ->
 
 # --- generic: as a registration says
 
-SLACK = {
+SLACKS_SCHEME = {
     "header": "X-Slack-Signature",
     "prefix": "v0=",
     "signed": "v0:{timestamp}:{body}",
@@ -363,17 +411,54 @@ SLACK_BODY = (
 )
 
 
-def test_slacks_example_is_good_by_a_scheme_that_says_how_slack_signs() -> None:
-    headers = {
-        "X-Slack-Request-Timestamp": "1531420618",
-        "X-Slack-Signature": (
-            "v0=a2114d57b48eac39b9ad189dd8316235a7b4a8d21a10bd27519666489c69b503"
-        ),
-    }
-    secret = "8f742231b10e8888abcd99yyyzzz85a5"
-    proof = proved(GENERIC, secret, SLACK_BODY, headers, config=SLACK)
-    assert (proof.at_s, proof.delivery_id) == (1531420618, None)
+SLACK_SECRET = "8f742231b10e8888abcd99yyyzzz85a5"
+SLACK_HEADERS = {
+    "X-Slack-Request-Timestamp": "1531420618",
+    "X-Slack-Signature": "v0=a2114d57b48eac39b9ad189dd8316235a7b4a8d21a10bd27519666489c69b503",
+}
+
+
+def test_slacks_example_is_good_by_its_kind_and_by_a_scheme_that_says_how_slack_signs() -> None:
+    proof = proved(SLACK, SLACK_SECRET, SLACK_BODY, SLACK_HEADERS)
+    assert (proof.at_s, proof.tolerance_s, proof.delivery_id) == (1531420618, 300, None)
     assert proof.is_known_by_time
+    described = proved(GENERIC, SLACK_SECRET, SLACK_BODY, SLACK_HEADERS, config=SLACKS_SCHEME)
+    assert described == proof
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"X-Slack-Request-Timestamp": "1531420619"},
+        {"X-Slack-Request-Timestamp": "1531420618 "},
+        {"X-Slack-Request-Timestamp": ""},
+        {"X-Slack-Signature": ""},
+        {"X-Slack-Signature": "v0="},
+        {"X-Slack-Signature": SLACK_HEADERS["X-Slack-Signature"].removeprefix("v0=")},
+        {"X-Slack-Signature": SLACK_HEADERS["X-Slack-Signature"].replace("v0=", "v1=")},
+    ],
+)
+def test_any_other_call_of_slack_is_not_good(changed: dict[str, str]) -> None:
+    with pytest.raises(BadSignature):
+        proved(SLACK, SLACK_SECRET, SLACK_BODY, {**SLACK_HEADERS, **changed})
+    with pytest.raises(BadSignature):
+        proved(SLACK, SLACK_SECRET, SLACK_BODY + b"&x=1", SLACK_HEADERS)
+
+
+def test_an_event_of_slack_is_known_by_its_identifier() -> None:
+    def event(at_s: int, body: bytes) -> Proof:
+        signature = hmac.digest(b"secret", b"v0:%d:%s" % (at_s, body), "sha256").hex()
+        headers = {
+            "X-Slack-Request-Timestamp": str(at_s),
+            "X-Slack-Signature": f"v0={signature}",
+        }
+        return proved(SLACK, "secret", body, headers, config={"tolerance": 60})
+
+    body = b'{"type": "event_callback", "event_id": "Ev0LAN670R"}'
+    assert event(1, body) == Proof("id:Ev0LAN670R", 1, 60, "Ev0LAN670R")
+    assert event(2, body).known_by == event(1, body).known_by
+    for other in (b'{"event_id": "a:b"}', b'{"event_id": 1}', b"[]", b"event_id=Ev1"):
+        assert event(1, other).is_known_by_time
 
 
 @given(at=st.integers(0, 10**10), later=st.integers(1, 10**6), body=st.binary(max_size=40))
@@ -385,7 +470,7 @@ def test_what_is_signed_with_a_time_alone_is_known_by_it(at: int, later: int, bo
             "X-Slack-Request-Timestamp": str(at_s),
             "X-Slack-Signature": f"v0={signature}",
         }
-        return proved(GENERIC, "secret", body, headers, config=SLACK)
+        return proved(GENERIC, "secret", body, headers, config=SLACKS_SCHEME)
 
     assert call(at) == call(at)
     assert call(at).known_by != call(at + later).known_by
@@ -451,6 +536,8 @@ def test_no_scheme_is_standard_webhooks() -> None:
         ("gitlab", None, "kind"),
         (GITHUB, {"header": "X"}, "nothing to say"),
         (TWILIO, {"tolerance": 3}, "nothing to say"),
+        (SLACK, {"tolerance": 24 * 3600 + 1}, "tolerance"),
+        (SLACK, {"header": "X"}, "header"),
         (STRIPE, {"tolerance": 0}, "tolerance"),
         (STRIPE, {"header": "X"}, "header"),
         (GENERIC, {"prefix": "v1"}, "header is needed"),
@@ -493,6 +580,12 @@ def test_no_scheme_is_standard_webhooks() -> None:
             "between",
         ),
         (GENERIC, {"header": "X", "prefix": "a b"}, "prefix"),
+        (GENERIC, {"header": "X", "delivery_header": "a b"}, "delivery_header"),
+        (
+            GENERIC,
+            {"header": "X", "id_header": "I", "signed": "{id}.{body}", "delivery_header": "D"},
+            "delivery_header",
+        ),
         (GENERIC, {"header": "X", "unknown": 1}, "unknown"),
     ],
 )
@@ -505,7 +598,7 @@ def test_a_scheme_that_proves_nothing_is_refused(
 
 @given(
     kind=st.sampled_from(KINDS),
-    values=st.lists(st.text(max_size=40), min_size=6, max_size=6),
+    values=st.lists(st.text(max_size=40), min_size=8, max_size=8),
     body=st.binary(max_size=60),
     url=st.text(max_size=60),
 )
@@ -516,6 +609,8 @@ def test_whatever_comes_is_refused_and_nothing_else(
         "x-hub-signature-256",
         "stripe-signature",
         "x-twilio-signature",
+        "x-slack-signature",
+        "x-slack-request-timestamp",
         "webhook-signature",
         "webhook-id",
         "content-type",

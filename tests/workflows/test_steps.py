@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ import msgspec
 import pytest
 from highway_dsl import WorkflowBuilder
 
-from cas.errors import RunEnded
+from cas.errors import RunEnded, StoreFull
 from cas.records import COMPLETED, FAILED, RUNNING, WAITING, PendingUpload, Step, Subscription
 from cas.totals import values_of
 from cas.uploads import UploadRequest
 from tests.workflows.running import ACTOR, TENANT, Bench, bench, scratch, until
 from workflows import runs
 from workflows.definitions import Definition, Retry
+from workflows.engine.database import Database
+from workflows.engine.spots import Execution
 from workflows.engine.steps import _delay_s
+from workflows.events import Events
 from workflows.runs import RunView
 from workflows.tools import Calling
 
@@ -112,13 +116,125 @@ def test_a_failure_that_cannot_be_written_is_written_later(
     assert (len(tried), shared.calls["written late"]) == (2, 1)
 
 
+def once(error: Exception, act: Callable[..., Any], tried: list[str]) -> Callable[..., Any]:
+    """`act`, which fails the first time."""
+
+    def act_later(*args: Any, **kwargs: Any) -> Any:
+        tried.append(act.__name__)
+        if len(tried) == 1:
+            raise error
+        return act(*args, **kwargs)
+
+    return act_later
+
+
+FULL = StoreFull(0, 0, Path("/"))
+FULL_TOO = sqlite3.OperationalError("database or disk is full")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [
+        (Events, "subscribe", FULL),
+        (Events, "claim", FULL),
+        (Events, "emit", FULL),
+        (runs.RunLog, "record_items", FULL),
+        (runs.RunLog, "wait", OSError("disk quota exceeded")),
+        (Database, "begin", FULL_TOO),
+    ],
+)
+def test_a_disk_that_is_full_for_a_moment_fails_no_step(
+    shared: Bench, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: Exception
+) -> None:
+    monkeypatch.setattr("workflows.engine.steps._TROUBLE_S", 0.05)
+    flow = WorkflowBuilder(name="patient")
+    flow.foreach("each", "{{ns}}", lambda body: body.task("one", "t.say", args=["patient"]))
+    flow.wait_for_event("go", "patient go")
+    flow.emit_event("tell", "patient told")
+    shared.calls["patient"] = 0
+    shared.events.emit("patient go", 1, hold_us=60_000_000)
+    tried: list[str] = []
+    if name == "begin":  # of the items, not of the run
+        begin = Database.begin
+
+        def begin_items(database: Database, execution: Execution, stages: Any) -> None:
+            if execution.level:
+                tried.append(name)
+                if len(tried) == 1:
+                    raise error
+            begin(database, execution, stages)
+
+        monkeypatch.setattr(Database, "begin", begin_items)
+        run = shared.submit(flow, ns=[1, 2])
+    else:
+        run = shared.submit(flow, ns=[1, 2])
+        monkeypatch.setattr(owner, name, once(error, getattr(owner, name), tried))
+    view = shared.ended(run)
+    assert (view.run.status, view.run.error) == (COMPLETED, "")
+    assert len(tried) > 1
+    assert shared.calls["patient"] == 2
+
+
+@pytest.mark.parametrize(("max_retries", "status"), [(0, FAILED), (1, COMPLETED)])
+def test_a_full_disk_that_a_tool_meets_is_a_failure_that_may_pass(
+    shared: Bench, max_retries: int, status: str
+) -> None:
+    calls = []
+
+    def stores(calling: Calling) -> str:
+        calls.append(calling.attempt)
+        if len(calls) == 1:
+            raise StoreFull(0, 0, Path("/"))
+        return "stored"
+
+    shared.registry.add(f"t.stores{max_retries}", stores)
+    flow = WorkflowBuilder(name="stores")
+    flow.task("one", f"t.stores{max_retries}")
+    flow.retry(max_retries=max_retries, delay=timedelta(0))
+    assert shared.run(flow).run.status == status
+    assert calls == [1, 2][: max_retries + 1]
+
+
+def test_a_step_is_not_tried_again_beside_an_attempt_that_goes_on(shared: Bench) -> None:
+    first_ended, second = threading.Event(), threading.Event()
+
+    def slow(calling: Calling) -> str:
+        if calling.attempt > 1:
+            second.set()
+            return "before" if not first_ended.is_set() else "after"
+        second.wait(1.0)  # so long it might come, and must not
+        first_ended.set()
+        return "too late"
+
+    shared.registry.add("t.slow_twice", slow)
+    flow = WorkflowBuilder(name="slow")
+    flow.task("one", "t.slow_twice")
+    flow.timeout(timedelta(seconds=0.05))
+    flow.retry(max_retries=1, delay=timedelta(0))
+    assert result(shared.run(flow), "one") == "after"
+
+
+def test_a_command_ends_with_the_time_of_its_step(root: Path) -> None:
+    with bench(root / "store", allow_shell=True) as made:
+        made.start()
+        told = root / "pid"
+        flow = WorkflowBuilder(name="command")
+        command = f"sh -c 'echo $$ > {told}.new; mv {told}.new {told}; sleep 600; true'"
+        flow.task("one", "tools.shell.run", kwargs={"command": command})
+        flow.timeout(timedelta(seconds=2))
+        view = made.run(flow)
+        assert "took" in view.run.error
+        gone = Path("/proc", told.read_text().strip())
+        until(lambda: not gone.exists())
+
+
 # --- waits
 
 
-@pytest.mark.parametrize("until", ["PT60S", "2999-01-01T00:00:00Z"])
+@pytest.mark.parametrize("until", ["PT60S", "{{then}}"])
 def test_a_wait_that_its_policy_cuts_short_fails(shared: Bench, until: str) -> None:
     wait = {"operator_type": "wait", "wait_for": until, "timeout_policy": {"timeout": "PT0.2S"}}
-    view = shared.ended(submitted(shared, {"nap": wait}))
+    view = shared.ended(submitted(shared, {"nap": wait}, then="2999-01-01T00:00:00Z"))
     assert view.run.error == "nap: wait: it would have taken longer than 0.2 s"
 
 
@@ -199,6 +315,23 @@ def test_the_results_of_a_run_have_a_limit_together(
     assert (ended.count(COMPLETED), ended.count(FAILED)) == (4, 4)
     with shared.store.catalog.read() as snapshot:
         assert 4000 < values_of(snapshot, view.run.run_id) <= 5000
+
+
+def test_where_the_results_of_a_run_have_no_room_no_further_tool_is_called(
+    shared: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "VALUES_BYTES_MAX", 5000)
+    flow = WorkflowBuilder(name="much")
+    flow.task("much", "t.say", args=["y" * 5000])
+    flow.task("clean", "t.say", args=["clean up"], dependencies=["much"], trigger_rule="all_done")
+    flow.emit_event("tell", "told", dependencies=["clean"], trigger_rule="all_done")
+    view = shared.run(flow)
+    assert view.run.status == FAILED
+    found = {step.step_id: step.error for step in view.steps}
+    assert "store them as files" in found["much"]
+    assert found["clean"].startswith("t.say: not begun")
+    assert "not begun" in found["tell"]
+    assert shared.calls["clean up"] == 0
 
 
 def test_a_step_reads_only_the_results_that_it_names(

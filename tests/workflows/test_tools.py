@@ -644,6 +644,19 @@ def test_a_step_registers_one_webhook_however_often_it_is_begun(
     assert len(world.workflows.webhooks(TENANT, "tester").list(run=run).items) == 1
 
 
+def test_repeats_are_accepted_where_a_step_asks_for_them(
+    tools: Toolbox, world: World, run: str
+) -> None:
+    config = {"kind": "github", "secret_id": "hub"}
+    hooks = [
+        tools.workflow.register_webhook("nightly", config, repeats=repeats)
+        for repeats in ("accept", "refuse")
+    ]
+    webhooks = world.workflows.webhooks(TENANT, "tester")
+    repeats = [webhooks.get(hook["webhook_id"]).repeats for hook in hooks]
+    assert repeats == ["accept", "refuse"]
+
+
 @pytest.mark.parametrize(
     ("config", "error", "named"),
     [

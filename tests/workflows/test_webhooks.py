@@ -5,17 +5,18 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote_plus, urlencode
 
 import msgspec
 import pytest
 
 from cas.catalog import Transaction
+from cas.catalog.images import encode
 from cas.clock import DAY_US, HOUR_US, SECOND_US
 from cas.config import EventSettings, Settings, Size, StoreSettings
 from cas.dating import date_all
@@ -34,6 +35,7 @@ from cas.records import CANCELLED, Event, Once, Run, Subscription, Webhook
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
 from tests.clocks import START_US, HandClock
+from workflows.complaints import QUIET_S, Complaints
 from workflows.secrets import Secrets
 from workflows.signatures import Address, Call
 from workflows.webhooks import (
@@ -73,7 +75,25 @@ def webhooks(store: Store, tenant: str = "acme") -> Webhooks:
 
 
 def opened(store: Store, webhook: Webhook, settings: EventSettings = SETTINGS) -> WebhookCall:
-    return WebhookCall.open(store.catalog, (KEY,), settings, webhook.webhook_id, "r2")
+    return called(store, webhook.webhook_id, settings)
+
+
+def called(
+    store: Store,
+    webhook_id: str,
+    settings: EventSettings = SETTINGS,
+    ring: tuple[bytes, ...] = (KEY,),
+    complaints: Complaints | None = None,
+) -> WebhookCall:
+    return WebhookCall.open(
+        store.catalog,
+        ring,
+        settings,
+        webhook_id,
+        "r2",
+        now_us=store.now_us,
+        complaints=complaints or Complaints(),
+    )
 
 
 def github(
@@ -305,12 +325,12 @@ def test_a_webhook_that_is_not_there_is_not_told_apart_from_a_wrong_signature(
     store: Store, name: str
 ) -> None:
     with pytest.raises(NotFound):
-        WebhookCall.open(store.catalog, (KEY,), SETTINGS, name)
+        called(store, name)
     webhooks(store).register(GITHUB_CALL)
-    call = WebhookCall.open(store.catalog, (KEY,), SETTINGS, name)
+    call = called(store, name)
     with pytest.raises(BadSignature):
         call.prove(Call({}, b"{}", ""))
-    with pytest.raises(NotFound):  # not even by who signs for the one beside it
+    with pytest.raises(BadSignature):  # not even by who signs for the one beside it
         call.prove(github(b"{}"))
 
 
@@ -342,11 +362,11 @@ def test_lost_keys_are_told_to_the_operator_and_to_nobody_who_calls(
     webhook = webhooks(store).register(GITHUB_CALL)
     lost = (bytes(32),)
     unknown = "00000000-0000-7000-8000-000000000000"
-    refused = WebhookCall.open(store.catalog, lost, SETTINGS, unknown)
+    refused = called(store, unknown, ring=lost)
     with pytest.raises(BadSignature):
         refused.prove(github(b"{}"))
     assert not caplog.records
-    call = WebhookCall.open(store.catalog, lost, SETTINGS, webhook.webhook_id)
+    call = called(store, webhook.webhook_id, ring=lost)
     empty = "sha256=" + hmac.digest(b"", b"{}", "sha256").hex()
     for signed in (
         github(b"{}"),
@@ -358,6 +378,36 @@ def test_lost_keys_are_told_to_the_operator_and_to_nobody_who_calls(
     (record,) = caplog.records
     assert (record.levelname, webhook.webhook_id in record.message) == ("ERROR", True)
     assert "ROOT/keys/secrets" in record.message
+
+
+def test_who_calls_and_proves_nothing_writes_a_line_a_minute(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = 1000.0
+    complaints = Complaints(lambda: now_s)
+    made = [webhooks(store).register(GITHUB_CALL) for _ in range(2)]
+    newer = bytes(32)
+
+    def call() -> int:
+        """How many lines each webhook has, called many times by anybody."""
+        for webhook in made * 5:
+            opened = called(store, webhook.webhook_id, ring=lost, complaints=complaints)
+            with pytest.raises(BadSignature):
+                opened.prove(Call({}, b"{}", ""))
+        return len(caplog.records)
+
+    lost: tuple[bytes, ...] = (newer,)
+    assert call() == 2
+    now_s += QUIET_S - 1
+    assert call() == 2
+    now_s += 1
+    assert call() == 4
+    # What a secret was before is of the secret, not of the webhook.
+    own = Secrets(store.catalog, (KEY, newer), tenant_id="acme", actor="ann", request_id="")
+    own.put("github", b"next", keep_old_us=HOUR_US)
+    for _ in range(2):
+        assert call() == 5
+    assert "secret github of acme" in caplog.records[-1].message
 
 
 @pytest.mark.parametrize(
@@ -391,6 +441,38 @@ def test_a_body_has_a_limit(store: Store) -> None:
         opened(store, webhook, settings).take(github(b"x" * 1025))
 
 
+PAYLOAD_MAX = 64 * 1024
+
+
+@pytest.mark.parametrize(
+    ("media_type", "body", "form"),
+    [
+        ("text/plain", b"\x01" * PAYLOAD_MAX, "base64"),  # six times as long in JSON
+        ("application/json", b"[" + b"1e9," * (PAYLOAD_MAX // 4 - 1) + b"1]", "base64"),
+        ("application/x-www-form-urlencoded", b"a=" + b"\x01" * (PAYLOAD_MAX - 2), "base64"),
+        ("application/octet-stream", b"\xff" * PAYLOAD_MAX, "base64"),
+        ("text/plain", b"x" * PAYLOAD_MAX, "text"),
+        ("application/json", b'"' + b"x" * (PAYLOAD_MAX - 2) + b'"', "json"),
+        # Little of it is no matter.
+        ("text/plain", b"\x01" * (PAYLOAD_MAX // 5), "text"),
+        ("application/json", b"[1e9,1e9]", "json"),
+    ],
+)
+def test_an_event_is_not_much_longer_than_the_longest_call(
+    store: Store, media_type: str, body: bytes, form: str
+) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    settings = EventSettings(payload_max=Size(PAYLOAD_MAX))
+    call = github(body, media_type=media_type, X_GitHub_Delivery="d" * 8000)
+    payload = event(store, opened(store, webhook, settings).take(call)).payload
+    assert len(payload) <= PAYLOAD_MAX * 4 / 3 + 4096
+    told = json.loads(payload)
+    assert told["body_form"] == form
+    assert told["delivery_id"] == "d" * 1000
+    if form == "base64":
+        assert b64decode(told["body"]) == body
+
+
 @pytest.mark.parametrize(
     ("media_type", "body", "form", "value"),
     [
@@ -418,13 +500,201 @@ def test_a_workflow_reads_the_body_as_what_it_is(
     assert (payload["body_form"], payload["body"]) == (form, value)
 
 
-def test_githubs_ping_is_no_event_and_spends_nothing(store: Store) -> None:
+# --- handshakes
+
+PING = b'{"zen": "Design for failure.", "hook_id": 1, "hook": {"type": "Repository"}}'
+PINGS = [
+    (PING, "application/json"),
+    (PING, "application/vnd.github+json; charset=utf-8"),
+    (b"payload=" + quote_plus(PING).encode(), "application/x-www-form-urlencoded"),
+    # The content type is signed by nobody, nor is the header that names the event.
+    (PING, "text/plain"),
+    (PING, "application/x-www-form-urlencoded"),
+    (b"payload=" + quote_plus(PING).encode(), ""),
+]
+
+
+@pytest.mark.parametrize(("body", "media_type"), PINGS)
+@pytest.mark.parametrize("event", ["ping", "push", ""])
+def test_githubs_ping_is_no_event_and_spends_nothing(
+    store: Store, body: bytes, media_type: str, event: str
+) -> None:
     wanted = WebhookRequest("x", "github", "github", single_use=True)
     webhook = webhooks(store).register(wanted)
-    ping = github(b'{"zen": "Design for failure."}', X_GitHub_Event="ping")
+    wait = waited(store, webhook.event_name, "direct")
+    before = store.catalog.position()
+    ping = github(body, media_type=media_type, X_GitHub_Event=event)
     assert opened(store, webhook).take(ping) == Taken(None, 0)
-    assert events(store) == []
+    assert (events(store), claimed(store, wait)) == ([], None)
+    assert webhooks(store).get(webhook.webhook_id) == webhook
+    assert [change.actor for change in store.catalog.changes(before.seq)] == []
     assert opened(store, webhook).take(github(b"{}")).event_id
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"{}", b"[]", b'"zen"', b'{"zen": "x"}', b'{"zen": 1, "hook_id": 1}', b'{"hook": {}}',
+     b"zen=x&hook_id=1", b"payload=%7B%22zen%22%3A%22x%22%7D&payload=1", b"[" * 5000, b"\xff"],
+)  # fmt: skip
+def test_who_says_ping_in_a_header_alone_makes_no_call_one(store: Store, body: bytes) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    assert opened(store, webhook).take(github(body, X_GitHub_Event="ping")).event_id
+
+
+def test_a_handshake_is_answered_only_while_calls_are_taken(store: Store, clock: HandClock) -> None:
+    wanted = WebhookRequest("x", "github", "github", expires_in_s=60)
+    webhook = webhooks(store).register(wanted)
+    assert opened(store, webhook).take(github(PING)).event_id is None
+    clock.advance(60 * SECOND_US)
+    with pytest.raises(WebhookClosed):
+        opened(store, webhook).take(github(PING))
+    with pytest.raises(BadSignature):
+        opened(store, webhook).take(Call({"X-GitHub-Event": "ping"}, PING, ""))
+
+
+SLACK_SECRET = b"8f742231b10e8888abcd99yyyzzz85a5"
+# As Slack documents it.
+CHALLENGE = "3eZbrw1aBm2rZgRNFdxV2595E9CY3gmdALWMmHkvFXO7tYXAYM8P"
+
+
+def slack(
+    body: bytes, at_us: int, media_type: str = "application/json", key: bytes = SLACK_SECRET
+) -> Call:
+    at_s = at_us // SECOND_US
+    signature = hmac.digest(key, b"v0:%d:%s" % (at_s, body), "sha256").hex()
+    headers = {
+        "X-Slack-Request-Timestamp": str(at_s),
+        "X-Slack-Signature": f"v0={signature}",
+        "Content-Type": media_type,
+    }
+    return Call(headers, body, "https://hooks.example/")
+
+
+def verification(challenge: Any) -> bytes:
+    told = {"token": "Jhj5dZrVaK7ZwHHjRyZWjbDl", "type": "url_verification"}
+    return json.dumps({**told, "challenge": challenge}).encode()
+
+
+def takes_slack(store: Store, **more: Any) -> Webhook:
+    secrets(store).put("slack", SLACK_SECRET)
+    return webhooks(store).register(WebhookRequest("chat", "slack", "slack", **more))
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "application/json; charset=utf-8", ""])
+def test_slacks_challenge_is_answered_and_is_no_event(
+    store: Store, clock: HandClock, media_type: str
+) -> None:
+    webhook = takes_slack(store, single_use=True)
+    call = slack(verification(CHALLENGE), clock.time_us, media_type)
+    for _ in range(2):
+        assert opened(store, webhook).take(call) == Taken(None, 0, challenge=CHALLENGE)
+    assert (events(store), remembered(store, webhook)) == ([], [])
+    assert webhooks(store).get(webhook.webhook_id) == webhook
+    event = slack(b'{"type": "event_callback", "event_id": "Ev1"}', clock.time_us)
+    assert opened(store, webhook).take(event).event_id
+
+
+def test_an_old_challenge_and_one_that_slack_did_not_sign_are_not_answered(
+    store: Store, clock: HandClock
+) -> None:
+    webhook = takes_slack(store)
+    body = verification(CHALLENGE)
+    call = slack(body, clock.time_us)
+    with pytest.raises(BadSignature):
+        opened(store, webhook).take(slack(body, clock.time_us, key=b"another"))
+    with pytest.raises(BadSignature):  # nor any other challenge
+        opened(store, webhook).take(Call(call.headers, verification("x"), ""))
+    clock.advance(300 * SECOND_US)
+    assert opened(store, webhook).take(call).challenge == CHALLENGE
+    clock.advance(SECOND_US)
+    with pytest.raises(InvalidRequest, match="301 s"):
+        opened(store, webhook).take(call)
+    # Another kind does not answer it: it is told what happened, whatever that says.
+    other = webhooks(store).register(GITHUB_CALL)
+    assert opened(store, other).take(github(body)).challenge is None
+
+
+@pytest.mark.parametrize("challenge", [None, 1, "", "x" * 257, "a\r\nb", "é", "\0", ["x"], {}])
+def test_a_challenge_that_slack_does_not_send_is_refused(
+    store: Store, clock: HandClock, challenge: Any
+) -> None:
+    webhook = takes_slack(store)
+    with pytest.raises(InvalidRequest, match="challenge"):
+        opened(store, webhook).take(slack(verification(challenge), clock.time_us))
+    assert events(store) == []
+
+
+def test_slacks_next_attempt_has_a_new_time_and_is_the_same_event(
+    store: Store, clock: HandClock
+) -> None:
+    webhook = takes_slack(store)
+    body = b'{"type": "event_callback", "event_id": "Ev0LAN670R", "event": {"type": "message"}}'
+    first = opened(store, webhook).take(slack(body, clock.time_us))
+    clock.advance(HOUR_US)
+    again = opened(store, webhook).take(slack(body, clock.time_us))
+    assert (again.event_id, again.duplicate) == (first.event_id, True)
+    payload = json.loads(event(store, first).payload)
+    assert (payload["kind"], payload["delivery_id"]) == ("slack", "Ev0LAN670R")
+
+
+def test_commands_and_what_people_do_in_slack_are_read(store: Store, clock: HandClock) -> None:
+    webhook = takes_slack(store)
+    form = "application/x-www-form-urlencoded"
+    button = b"payload=" + quote_plus('{"type": "block_actions", "trigger_id": "1.2"}').encode()
+    command = b"command=%2Fdeploy&text=payload%3D1&trigger_id=1.3"
+    told = []
+    for body in (button, command):
+        taken = opened(store, webhook).take(slack(body, clock.time_us, form))
+        payload = json.loads(event(store, taken).payload)
+        told.append((payload["body_form"], payload["body"]["trigger_id"]))
+    assert told == [("json", "1.2"), ("form", "1.3")]
+    # Said again a second later it was said twice.
+    clock.advance(SECOND_US)
+    assert not opened(store, webhook).take(slack(command, clock.time_us, form)).duplicate
+
+
+# --- a secret that is changed
+
+
+def test_both_secrets_are_good_while_the_old_one_is_kept(store: Store, clock: HandClock) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    secrets(store).put("github", b"the next one", keep_old_us=HOUR_US)
+    clock.advance(HOUR_US - 1)
+    new = hmac.digest(b"the next one", b"1", "sha256").hex()
+    opened(store, webhook).take(Call({"X-Hub-Signature-256": f"sha256={new}"}, b"1", ""))
+    opened(store, webhook).take(github(b"2"))
+    clock.advance(1)
+    with pytest.raises(BadSignature):
+        opened(store, webhook).take(github(b"3"))
+    new = hmac.digest(b"the next one", b"3", "sha256").hex()
+    opened(store, webhook).take(Call({"X-Hub-Signature-256": f"sha256={new}"}, b"3", ""))
+
+
+def test_the_same_call_by_the_new_secret_is_the_same_event(store: Store) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    first = opened(store, webhook).take(github(b"1"))
+    secrets(store).put("github", b"the next one", keep_old_us=HOUR_US)
+    new = hmac.digest(b"the next one", b"1", "sha256").hex()
+    call = Call({"X-Hub-Signature-256": f"sha256={new}"}, b"1", "")
+    assert opened(store, webhook).take(call).event_id == first.event_id
+
+
+def test_an_old_secret_is_kept_while_the_clock_is_in_doubt(store: Store, clock: HandClock) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    clock.trusted = False
+    clock.advance(3650 * DAY_US)
+    secrets(store).put("github", b"the next one", keep_old_us=HOUR_US)
+    clock.advance(HOUR_US)
+    opened(store, webhook).take(github(b"1"))
+    # Its hour begins when the clock is believed, and not before.
+    clock.trusted = True
+    opened(store, webhook).take(github(b"2"))
+    assert date_all(store.catalog).workflows
+    clock.advance(HOUR_US - 1)
+    opened(store, webhook).take(github(b"3"))
+    clock.advance(1)
+    with pytest.raises(BadSignature):
+        opened(store, webhook).take(github(b"4"))
 
 
 def test_twilio_signs_the_address_it_calls(store: Store) -> None:
@@ -486,6 +756,81 @@ def test_the_same_call_is_one_event_however_often_it_comes(store: Store) -> None
     assert len(events(store)) == 1
     assert webhooks(store).get(webhook.webhook_id).calls == 1
     assert opened(store, webhook).take(github(b"{ }")).event_id != first.event_id
+
+
+NIGHTLY = b'{"job": "nightly", "status": "success"}'
+PLAIN = {"header": "X-Hub-Signature-256", "prefix": "sha256="}
+
+
+@pytest.mark.parametrize(
+    ("kind", "signature"),
+    [("github", None), ("generic", {**PLAIN, "delivery_header": "X-GitHub-Delivery"})],
+)
+def test_what_is_said_again_each_night_wakes_who_waits_where_repeats_are_accepted(
+    store: Store, clock: HandClock, kind: str, signature: dict[str, Any] | None
+) -> None:
+    wanted = WebhookRequest("ci", kind, "github", signature, repeats="accept")
+    webhook = webhooks(store).register(wanted)
+    taken = []
+    for night in ("0000-1", "0000-2", "0000-3"):
+        wait = waited(store, webhook.event_name, RUN, step=night)
+        call = github(NIGHTLY, X_GitHub_Delivery=night)
+        taken.append(opened(store, webhook).take(call))
+        told = claimed(store, wait)
+        assert told is not None
+        assert told["delivery_id"] == night
+        # Its sender tries again, or somebody sends what was captured.
+        for _ in range(2):
+            again = Taken(taken[-1].event_id, 1, duplicate=True)
+            assert opened(store, webhook).take(call) == again
+        clock.advance(DAY_US)
+    assert len({one.event_id for one in taken}) == 3
+    other = opened(store, webhook).take(github(b"{}", X_GitHub_Delivery="0000-3"))
+    assert not other.duplicate  # the identifier alone is nobody's
+    unnamed = [opened(store, webhook).take(github(NIGHTLY)) for _ in range(2)]
+    assert [one.duplicate for one in unnamed] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("kind", "signature"),
+    [("github", None), ("generic", {**PLAIN, "delivery_header": "X-GitHub-Delivery"})],
+)
+def test_repeats_are_refused_unless_they_are_asked_for(
+    store: Store, kind: str, signature: dict[str, Any] | None
+) -> None:
+    webhook = webhooks(store).register(WebhookRequest("ci", kind, "github", signature))
+    assert webhook.repeats == "refuse"
+    taken = [
+        opened(store, webhook).take(github(NIGHTLY, X_GitHub_Delivery=night)) for night in "12"
+    ]
+    assert [one.duplicate for one in taken] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("kind", "signature", "repeats", "says"),
+    [
+        ("github", None, "once", "refuse or accept"),
+        ("slack", None, "accept", "signed"),
+        ("stripe", None, "accept", "signed"),
+        ("generic", None, "accept", "signed"),
+        ("generic", PLAIN, "accept", "delivery_header"),
+        ("generic", {**PLAIN, "id_header": "I", "signed": "{id}.{body}"}, "accept", "signed"),
+        ("generic", {**PLAIN, "timestamp_header": "T", "signed": "{timestamp}.{body}",
+                     "delivery_header": "D"}, "accept", "signed"),
+    ],
+)  # fmt: skip
+def test_repeats_are_accepted_only_where_nothing_signed_tells_calls_apart(
+    store: Store, kind: str, signature: dict[str, Any] | None, repeats: str, says: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        webhooks(store).register(WebhookRequest("x", kind, "github", signature, repeats=repeats))
+
+
+def test_a_webhook_from_before_repeats_were_asked_for_refuses_them(store: Store) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    place = Webhook.__struct_fields__.index("repeats")
+    before = msgspec.msgpack.encode(msgspec.msgpack.decode(encode(webhook))[:place])
+    assert msgspec.msgpack.decode(before, type=Webhook) == webhook
 
 
 def test_a_call_of_githubs_is_remembered_as_long_as_its_webhook(
@@ -715,6 +1060,23 @@ def test_a_webhook_past_its_time_takes_no_calls(store: Store, clock: HandClock) 
             opened(store, webhook).take(github(body))
 
 
+def test_what_was_said_to_be_kept_is_kept_when_its_webhooks_time_is_over(
+    store: Store, clock: HandClock
+) -> None:
+    webhook = webhooks(store).register(WebhookRequest("x", "github", "github", expires_in_s=60))
+    taken = opened(store, webhook).take(github(b"{}"))
+    clock.advance(60 * SECOND_US)
+    swept(store, clock)
+    assert remembered(store, webhook) == []
+    with pytest.raises(NotFound):
+        webhooks(store).get(webhook.webhook_id)
+    assert event(store, taken).expires_at == START_US + SETTINGS.keep
+    wait = waited(store, webhook.event_name, RUN)
+    told = claimed(store, wait)
+    assert told is not None
+    assert told["webhook_id"] == webhook.webhook_id
+
+
 def test_a_removed_webhook_takes_no_calls(store: Store) -> None:
     webhook = webhooks(store).register(GITHUB_CALL)
     call = opened(store, webhook)
@@ -749,7 +1111,7 @@ def test_the_calls_of_a_removed_webhook_are_forgotten_with_it(store: Store) -> N
 
 
 def test_a_webhook_of_a_run_that_ended_takes_no_calls(store: Store) -> None:
-    run = Run(RUN, "acme", "x", b"{}", b"{}", CANCELLED, START_US, "ann", open=None)
+    run = Run(RUN, "acme", "x", CANCELLED, START_US, "ann", open=None)
     store.catalog.write(lambda txn: txn.insert(run), actor="ann")
     webhook = webhooks(store).register(GITHUB_CALL)
     with pytest.raises(WebhookClosed, match="cancelled"):
@@ -762,7 +1124,7 @@ def test_the_run_of_another_tenant_is_not_told_from_one_that_is_not_there(
 ) -> None:
     if status:
         still = None if status == CANCELLED else "open"
-        run = Run(RUN, "globex", "x", b"{}", b"{}", status, START_US, "bob", open=still)
+        run = Run(RUN, "globex", "x", status, START_US, "bob", open=still)
         store.catalog.write(lambda txn: txn.insert(run), actor="bob")
     webhook = webhooks(store).register(GITHUB_CALL)
     assert (webhook.workflow_run_id, webhook.expires_at) == (RUN, None)

@@ -2,8 +2,9 @@
 
     victim ROOT LEDGER [PLACE NUMBER]   dies of SIGKILL when it comes to PLACE that often
 
-Its tool `t.note` writes each call into the file LEDGER, which outlives it, and `t.ask` waits
-for an event. Counting by a file that the runner does not read is what proves anything.
+Its tool `t.note` writes each call into the file LEDGER, which outlives it, `t.ask` waits for an
+event, and `t.hold` writes there by which key it would do something, and works until there is a
+file LEDGER.go. Counting by a file that the runner does not read is what proves anything.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,21 @@ from workflows.views import Workflows
 def registry(ledger: Path) -> Registry:
     tools = built_in()
 
-    def note(calling: Calling, what: Any) -> Any:
-        line = f"{calling.run} {calling.step_name}\n".encode()
+    def write(line: str) -> None:
         fd = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(fd, line)
+            os.write(fd, f"{line}\n".encode())
         finally:
             os.close(fd)
+
+    def note(calling: Calling, what: Any) -> Any:
+        write(f"{calling.run} {calling.step_name}")
+        return what
+
+    def hold(calling: Calling, what: Any) -> Any:
+        write(f"{calling.run} {calling.key('hold').name}")
+        while not ledger.with_suffix(".go").exists():
+            time.sleep(0.01)
         return what
 
     def ask(calling: Calling, name: str) -> Waiting:
@@ -41,6 +51,7 @@ def registry(ledger: Path) -> Registry:
 
     tools.add("t.note", note)
     tools.add("t.ask", ask)
+    tools.add("t.hold", hold)
     return tools
 
 

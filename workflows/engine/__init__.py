@@ -6,8 +6,9 @@
     verdicts    whether a step may begin, by what became of those before it
     scope       what the templates of a step see
     spots       one step of one run, and its names
+    shares      whose tools are called next, where there are more calls than places
     database    stabilize: what comes next, in ROOT/workflows/engine.db
-    alone       the right to be the one runner
+    beating     its sign of life, and how many steps are at work
 
 Which step comes next, and that it waits its turn, sleeps or is tried again later, is
 stabilize's: each step is a stage there. What a step came to is in the catalog and nowhere

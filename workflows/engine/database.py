@@ -11,6 +11,10 @@ a lease over, and the next one, after a kill too, begins with ending all that it
 one would end by itself where the process or the machine is suspended, or the wall clock steps
 on, and what is at work would be begun a second time beside itself.
 
+A call of a tool that has no place yet (`shares`) is leased too, and is handled when it has
+one: it waits here, and nowhere else, and nobody looks whether it may begin until a place is
+free. What else there is to do is done in a moment, beside the calls.
+
 stabilize dates messages by the wall clock. Where that steps back, what is queued would be due
 only when the old time has come again: that is seen, and mended (`mend_times`).
 """
@@ -23,7 +27,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, final
@@ -36,7 +40,9 @@ from stabilize.models.workflow import Workflow
 from stabilize.orchestrator import Orchestrator
 from stabilize.persistence.connection import get_connection_manager
 from stabilize.persistence.sqlite import SqliteWorkflowStore
+from stabilize.queue.decode import MessageDecodeError, decode_message
 from stabilize.queue.dedup import get_deduplicator
+from stabilize.queue.message_ids import delivery_key, row_id
 from stabilize.queue.messages import Message, RunTask
 from stabilize.queue.processor import QueueProcessor, QueueProcessorConfig
 from stabilize.queue.sqlite import SqliteQueue
@@ -47,8 +53,9 @@ from stabilize.resilience.config import BulkheadConfig, HandlerConfig, Resilienc
 from stabilize.tasks.interface import Task
 from stabilize.tasks.registry import TaskRegistry
 
+from workflows.engine.shares import Shares
 from workflows.engine.spots import END, Execution, Spot
-from workflows.engine.stages import Stages
+from workflows.engine.stages import Stage
 
 FILE: Final = "engine.db"
 LEASE: Final = timedelta(days=365_000)
@@ -57,6 +64,8 @@ _TABLE: Final = "queue_messages"
 _EVER_S: Final = 100 * 365 * 86400.0
 _EVER_HOURS: Final = _EVER_S / 3600
 _FILTERED: Final = 500  # messages
+_BESIDE: Final = 4  # threads for what calls no tool, so that it need not wait for those that do
+_LEASED: Final = 100  # messages looked at together for calls of tools
 _LOOK_MS: Final = 10  # between two looks of the processor for a message
 # After the last message the file is looked at often for so long, and then seldom: what is
 # pushed by another thread is seen at once, and what is due later, soon enough.
@@ -78,14 +87,15 @@ class Database:
     def __init__(
         self, folder: Path, task: Task, concurrency: int, at: Callable[[str], None]
     ) -> None:
-        """`task` does the steps, `concurrency` at a time. `at` is told of places where tests
-        kill the process."""
+        """`task` does the steps, `concurrency` calls of tools at a time. `at` is told of places
+        where tests kill the process."""
         _configure()
         folder.mkdir(exist_ok=True)
         _remove_if_damaged(folder / FILE)
         url = _url(folder)
         self._store = SqliteWorkflowStore(url, create_tables=True)
-        self._queue = _Queue(url, at)
+        self._shares = Shares(concurrency)
+        self._queue = _Queue(url, at, self._shares)
         self._queue._create_table()
         self._queue.release_all()
         self._queue.mend_times()
@@ -94,15 +104,14 @@ class Database:
         # What was processed is looked up in the file. The filter before that is of no use to
         # us, and at its usual size it costs more than all else: its bits are counted each time.
         get_deduplicator(expected_items=_FILTERED)
-        limits = ResilienceConfig(
-            bulkheads=((_KIND, BulkheadConfig(concurrency, concurrency, _EVER_S)),)
-        )
+        threads = concurrency + _BESIDE
+        limits = ResilienceConfig(bulkheads=((_KIND, BulkheadConfig(threads, threads, _EVER_S)),))
         self._bulkheads = TaskBulkheadManager(limits)
         self._processor = QueueProcessor(
             self._queue,
             QueueProcessorConfig(
                 poll_frequency_ms=_LOOK_MS,
-                max_workers=concurrency,
+                max_workers=threads,
                 retry_delay=_AGAIN,
                 enable_lock_heartbeat=False,
                 recovery_interval_seconds=_REPAIR_S,
@@ -112,7 +121,7 @@ class Database:
             store=self._store,
             handler_config=HandlerConfig(
                 poll_frequency_ms=_LOOK_MS,
-                max_workers=concurrency,
+                max_workers=threads,
                 handler_retry_delay_seconds=_AGAIN.total_seconds(),
                 default_task_timeout_seconds=_EVER_S,
                 # Two branches that end at once change the same stage: the loser tries again.
@@ -130,11 +139,11 @@ class Database:
         recover_on_startup(self._store, self._queue, max_age_hours=_EVER_HOURS)
         self._processor.start()
 
-    def begin(self, execution: Execution, stages: Stages) -> None:
+    def begin(self, execution: Execution, stages: list[Stage]) -> None:
         """Begin an execution, unless it has begun."""
         if self.has(execution):
             return
-        made = [_stage(spot, before) for spot, before in stages]
+        made = [_made(stage) for stage in stages]
         workflow = Workflow.create(application=execution.run, name=execution.name, stages=made)
         workflow.id = execution.identifier
         self._orchestrator.start(workflow)
@@ -181,6 +190,10 @@ class Database:
         for workflow in list(self._store.retrieve_by_application(run)):
             self.forget(Execution.parse(workflow.name))
 
+    def waiting(self) -> dict[str, int]:
+        """How many calls of tools of each tenant wait for a place."""
+        return self._shares.waiting()
+
     def sleeping(self, run: str) -> Iterator[Spot]:
         """The spots of a run that sleep."""
         for workflow in list(self._store.retrieve_by_application(run)):
@@ -199,13 +212,21 @@ class Database:
 @final
 class _Queue(SqliteQueue):
     """stabilize's queue, which is asked for messages 100 times a second: it looks into the
-    file only where there was one lately, or has been no look for a while."""
+    file only where there was one lately, or has been no look for a while.
+
+    All messages are given out by when they are due, and the calls of tools as `shares` says.
+    """
 
     def __init__(
-        self, url: str, at: Callable[[str], None], wall: Callable[[], float] = time.time
+        self,
+        url: str,
+        at: Callable[[str], None],
+        shares: Shares,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(url, _TABLE, lock_duration=LEASE, max_attempts=1_000_000_000)
         self._at = at
+        self._shares = shares
         self._wall = wall
         self._moved_s = time.monotonic()
         self._looked_s = 0.0
@@ -224,9 +245,82 @@ class _Queue(SqliteQueue):
         while self._unreturned:
             super().reschedule(self._unreturned[0], _AGAIN)
             del self._unreturned[0]
-        message = super().poll_one()
-        if message is not None:
-            self._moved_s = now_s
+        return self._next()
+
+    def _create_table(self) -> None:
+        super()._create_table()
+        connection = self._get_connection()
+        # What is leased, or due later, costs a look nothing, however much it is.
+        connection.execute(
+            f"CREATE INDEX IF NOT EXISTS due ON {_TABLE} (deliver_at) WHERE locked_until IS NULL"
+        )
+        connection.commit()
+
+    def _next(self) -> Message | None:
+        """A call that has a place now, or else what is due and needs none."""
+        for _ in range(_LEASED):
+            if (message := self._placed()) is not None:
+                return message
+            row = self._leased()
+            if row is None:
+                return None
+            self._moved_s = time.monotonic()
+            if row["message_type"] != RunTask.__name__ or not row["tenant"]:
+                return self._message(row)
+            self._shares.wait(row["tenant"], row["id"])
+        return self._placed()
+
+    def _placed(self) -> Message | None:
+        """A call that has been given a place."""
+        while (number := self._shares.next()) is not None:
+            message = None
+            try:
+                connection = self._get_connection()
+                row = connection.execute(
+                    f"SELECT id, message_type, payload, attempts FROM {_TABLE} WHERE id = ?",  # noqa: S608
+                    (number,),
+                ).fetchone()
+                message = None if row is None else self._message(row)
+            finally:
+                if message is None:
+                    self._shares.leave(number)  # its run was forgotten meanwhile
+            if message is not None:
+                self._moved_s = time.monotonic()
+                return message
+        return None
+
+    def _leased(self) -> sqlite3.Row | None:
+        """Lease the message that is due for longest: nobody but this thread leases any."""
+        connection = self._get_connection()
+        now = datetime.now(UTC)
+        # All dates here are written by `isoformat` in UTC: their texts sort as they do.
+        row: sqlite3.Row | None = connection.execute(
+            "SELECT message.id, message_type, payload, attempts + 1 AS attempts, "  # noqa: S608
+            "json_extract(stage.context, '$.tenant') AS tenant "
+            f"FROM {_TABLE} message INDEXED BY due "
+            "LEFT JOIN stage_executions stage ON stage.id = json_extract(payload, '$.stage_id') "
+            "WHERE locked_until IS NULL AND deliver_at <= ? ORDER BY deliver_at LIMIT 1",
+            (now.isoformat(),),
+        ).fetchone()
+        if row is None:
+            return None
+        with connection:  # what a full disk refuses is undone
+            leased = connection.execute(
+                f"UPDATE {_TABLE} SET locked_until = ?, attempts = attempts + 1, "  # noqa: S608
+                "version = version + 1 WHERE id = ?",
+                ((now + self.lock_duration).isoformat(), row["id"]),
+            )
+        return row if leased.rowcount else None
+
+    def _message(self, row: sqlite3.Row) -> Message | None:
+        try:
+            message = decode_message(row["message_type"], row["payload"])
+        except MessageDecodeError as error:
+            self.move_to_dlq(row["id"], error=str(error))
+            return None
+        message.message_id = delivery_key(_TABLE, row["id"])
+        message.attempts = row["attempts"]
+        self._pending[row["id"]] = {"message": message, "type": row["message_type"]}
         return message
 
     def push(
@@ -239,14 +333,21 @@ class _Queue(SqliteQueue):
         if isinstance(message, RunTask):
             self._at("stored")
         super().ack(message)
-        self._moved_s = time.monotonic()
+        self._left(message)
 
     def reschedule(self, message: Message, delay: timedelta) -> None:
+        self._left(message)  # before it may be leased again
         try:
             super().reschedule(message, delay)
         except Exception:
             self._unreturned.append(message)  # its lease would never end
             raise
+
+    def _left(self, message: Message) -> None:
+        """It is handled: what waits for its place is looked for at once."""
+        if message.message_id:
+            self._shares.leave(row_id(message.message_id))
+        self._moved_s = time.monotonic()
 
     def release_all(self) -> None:
         """End all leases: they are those of a runner that is no more."""
@@ -278,7 +379,8 @@ class _Queue(SqliteQueue):
         connection.commit()
 
 
-def _stage(spot: Spot, before: Iterable[str]) -> StageExecution:
+def _made(stage: Stage) -> StageExecution:
+    spot = stage.spot
     name = spot.task or END
     task = TaskExecution(name=name, implementing_class=_KIND, stage_start=True, stage_end=True)
     return StageExecution(
@@ -286,8 +388,8 @@ def _stage(spot: Spot, before: Iterable[str]) -> StageExecution:
         ref_id=spot.stage_id,
         type=_KIND,
         name=name,
-        context=spot.context,
-        requisite_stage_ref_ids=set(before),
+        context={**spot.context, "tenant": stage.tenant} if stage.tenant else spot.context,
+        requisite_stage_ref_ids=set(stage.before),
         tasks=[task],
     )
 

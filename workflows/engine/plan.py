@@ -38,6 +38,7 @@ class Plan:
         self.dependents: dict[str, list[str]] = {}
         self._direct: dict[str, list[Task]] = {}
         self._before: dict[str, frozenset[str]] = {}
+        self._ways: dict[str, tuple[tuple[Task, Task], ...]] = {}
         self._named: dict[str, dict[str, list[str]]] = {}
         self._take("", "", list(definition.tasks.values()))
 
@@ -119,6 +120,26 @@ class Plan:
             or task.task_id in (one.if_true, one.if_false)
             or not any(one.task_id in self.before(other.task_id) for other in before)
         ]
+
+    def ways_around(self, task: Task) -> tuple[tuple[Task, Task], ...]:
+        """The ways of conditions that a task is in: each condition with the task that it leads to
+        there. That is the task itself, or one before it, where the task depends on the condition
+        too. Of ways in each other the innermost ones: where an outer one is not taken, they are
+        not either."""
+        known = self._ways.get(task.task_id)
+        if known is None:
+            after = self.before(task.task_id)
+            found = []
+            for condition in map(self.tasks.__getitem__, task.dependencies):
+                targets = {condition.if_true, condition.if_false}
+                inside = targets & ({task.task_id} if task.task_id in targets else after)
+                found += [(condition, self.tasks[name]) for name in sorted(filter(None, inside))]
+            outer: set[str] = set()
+            for condition, _ in found:
+                outer |= self.before(condition.task_id)
+            known = tuple(way for way in found if way[0].task_id not in outer)
+            self._ways[task.task_id] = known
+        return known
 
     def tolerated(self, task_id: str) -> bool:
         """Whether somebody may take up that this task failed: then the run goes on."""

@@ -8,23 +8,26 @@ is missed by a crash is found again when the next runner starts.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar, final
 
+from cas.alone import Alone
 from cas.catalog import Snapshot, pages
 from cas.errors import BlobcaskError, NotFound, RunEnded
 from cas.events import subscription_id
 from cas.records import FAILED, WAITING, Run, Subscription
 from cas.restored import waits_for_acceptance
+from cas.runner import PLACE
 from cas.store import Store
 from workflows.definitions import FOREACH
-from workflows.engine.alone import Alone
+from workflows.engine.beating import Beating
 from workflows.engine.database import FILE, Database, remove
 from workflows.engine.plan import EARLY, Plan
-from workflows.engine.spots import STEP, Execution, Spot, outside, parsed_step
+from workflows.engine.spots import END, FORK, Execution, Spot, outside, parsed_step
 from workflows.engine.steps import ENDING, OVER, TIMER, Steps, found_step
 from workflows.runs import ENDED, RunView
 from workflows.tools.registry import Registry, default_registry
@@ -74,9 +77,13 @@ class Runner:
         # again with the next runner, so the process may end at once.
         self.left = 0
         self._steps = Steps(store, workflows, registry or default_registry(), at, self._end)
+        self._beating = Beating(store, self._steps.at_work)
         self._at = at
         self._known: set[str] = set()  # runs that were taken up
         self._rung: list[Subscription] = []
+        # What was rung for and could not be answered: nobody rings for it again. With when it
+        # is tried again; one run's trouble delays nobody else.
+        self._unanswered: list[tuple[float, Subscription]] = []
         self._moved = True  # something was committed
         self._stopping = False
         self._why: BaseException | None = None  # it must end
@@ -88,7 +95,7 @@ class Runner:
         Raises CatalogFailed, CatalogClosed when the store must be opened anew: at once, since
         what is at work can record nothing any more.
         """
-        alone = Alone(self._store.root)
+        alone = Alone(self._store.root / PLACE)
         try:
             if not self._take(alone) or not self._accepted():
                 return
@@ -134,6 +141,7 @@ class Runner:
         while not self._stopping:
             with self._store.catalog.read() as snapshot:
                 waits = waits_for_acceptance(snapshot)
+            self._beating.beat(waits=bool(waits))
             if not waits:
                 return True
             if not told:
@@ -192,19 +200,15 @@ class Runner:
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._stopping or self._moved or bool(self._rung), _ROUND_S
+                    lambda: self._stopping or self._moved or bool(self._rung), self._patience_s()
                 )
                 if self._stopping:
                     return
                 rung, self._rung = self._rung, []
                 moved, self._moved = self._moved, False
-            unanswered = []
+            self._beat()
             try:
-                unanswered = [
-                    wait
-                    for wait in rung
-                    if not self._guarded(wait.workflow_run_id, self._answer, wait)
-                ]
+                self._answer_all(rung)
                 since = since or moved
                 if moved:
                     self._take_up()
@@ -220,13 +224,29 @@ class Runner:
                 raise
             except Exception:  # noqa: BLE001  it goes on with the next look
                 _log.exception("the runner looks again in %g s", _ROUND_S)
+                self._beating.failed()
                 self._pause(_ROUND_S)
-            if unanswered:
-                self._pause(_ROUND_S)
-                with self._changed:
-                    self._rung += unanswered  # nobody rings for these again
+            else:
+                self._beating.looked()
             if moved:
                 self._pause(_COALESCE_S)
+
+    def _patience_s(self) -> float:
+        """How long until the next look where nothing happens."""
+        due_s = min((due_s for due_s, _ in self._unanswered), default=math.inf)
+        return min(_ROUND_S, max(0.0, due_s - time.monotonic()))
+
+    def _answer_all(self, rung: list[Subscription]) -> None:
+        """Answer those, and what is tried again by now."""
+        now_s = time.monotonic()
+        due = [wait for due_s, wait in self._unanswered if due_s <= now_s]
+        self._unanswered = [later for later in self._unanswered if later[0] > now_s]
+        for wait in rung + due:
+            if not self._guarded(wait.workflow_run_id, self._answer, wait):
+                self._unanswered.append((time.monotonic() + _ROUND_S, wait))
+
+    def _beat(self) -> None:
+        self._beating.beat(len(self._known))
 
     def _open(self) -> set[str]:
         """The runs of all tenants that have not ended: the runner's work."""
@@ -238,6 +258,7 @@ class Runner:
 
         One run's trouble is not the others'.
         """
+        self._beat()
         try:
             act(what)
         except (RunEnded, NotFound):
@@ -254,6 +275,8 @@ class Runner:
         raises RunEnded."""
         try:
             return self._steps.plan_of(run)
+        except ENDING:
+            raise
         except Exception as error:  # noqa: BLE001
             _log.exception("run %s fails: no plan can be made of it", run.run_id)
             self._steps.log_of(run.run_id).end(FAILED, f"no plan can be made of it: {error}")
@@ -311,11 +334,15 @@ class Runner:
                 self._known.discard(ended.run)  # the next round tries again
                 raise
             return
-        view = self._steps.log_of(ended.run).read()
-        item = found_step(view, ended.level, ended.iteration)
-        if item is None or item.status not in OVER:
-            loop = Spot(ended.run, ended.level, outside(ended.iteration))
-            self._steps.ring(self._plan(view.run), loop)
+        log = self._steps.log_of(ended.run)
+        view = log.read()
+        plan = self._plan(view.run)
+        item = Spot(ended.run, ended.level, ended.iteration, END)
+        if self._steps.is_loop_over(plan, log, item):
+            return
+        step = found_step(view, ended.level, ended.iteration)
+        if step is None or step.status not in OVER:
+            self._steps.ring(plan, Spot(ended.run, ended.level, outside(ended.iteration)))
 
     def _let_go(self, database: Database, run_id: str) -> None:
         """Of a run that has ended: drop what comes next. Its waits ended with it."""
@@ -325,6 +352,7 @@ class Runner:
 
     def _woken(self, database: Database, run_id: str) -> bool:
         """Wake an open run; False where it has ended by now."""
+        self._beat()
         try:
             self._wake(database, run_id)
         except (RunEnded, NotFound):
@@ -343,9 +371,9 @@ class Runner:
         plan = self._plan(view.run)
         for spot in list(database.sleeping(run_id)):
             task = plan.tasks.get(spot.task)
-            if spot.role != STEP or task is None:
+            if spot.role == END or task is None:
                 continue
-            for_others = task.trigger_rule in EARLY or task.operator == FOREACH
+            for_others = task.trigger_rule in EARLY or task.operator == FOREACH or spot.role == FORK
             if not for_others and found_step(view, spot.task, spot.iteration) is None:
                 # It sleeps in a step that has not begun: nobody would ever ring there.
                 self._steps.anew(view.run)
@@ -396,7 +424,7 @@ class Runner:
 
 
 def _open_in(snapshot: Snapshot) -> set[str]:
-    # Identifiers only: a record holds the whole definition, and there may be very many.
+    # Identifiers only: there may be very many.
     return {run.run_id for page in pages(snapshot, Run, "open", ("open",)) for run in page}
 
 

@@ -17,7 +17,7 @@ from typing import Any, final
 import msgspec
 
 from cas.errors import InvalidWorkflow
-from cas.records import COMPLETED, RUNNING, WAITING, Run, Step
+from cas.records import COMPLETED, RUNNING, WAITING, Step
 from workflows import templates
 from workflows.definitions import Task
 from workflows.engine.plan import Plan
@@ -41,9 +41,8 @@ class _Level:
 class Scope(Mapping[str, Any]):
     """What the step at a spot sees, by name."""
 
-    def __init__(self, plan: Plan, run: Run, log: RunLog, spot: Spot) -> None:
+    def __init__(self, plan: Plan, log: RunLog, spot: Spot) -> None:
         self._plan = plan
-        self._run = run
         self._log = log
         self._found: dict[str, Any] = {}
         self._given: dict[str, Any] | None = None  # inputs and variables
@@ -113,7 +112,7 @@ class Scope(Mapping[str, Any]):
     @property
     def _inputs(self) -> dict[str, Any]:
         if self._given is None:
-            given: dict[str, Any] = msgspec.json.decode(self._run.inputs)
+            given: dict[str, Any] = msgspec.json.decode(self._log.text().inputs)
             self._given = {**self._plan.definition.variables, **given}
         return self._given
 

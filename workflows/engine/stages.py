@@ -7,23 +7,35 @@ those of its branches; a level ends with a stage of its own, which says what bec
 
 from __future__ import annotations
 
-from workflows.definitions import PARALLEL, Task
+from typing import NamedTuple, final
+
+from cas.records import Run
+from workflows.definitions import PARALLEL, TASK, Task
 from workflows.engine.plan import EARLY, Plan, branch_tasks
 from workflows.engine.spots import END, FORK, Spot
 
-Stages = list[tuple[Spot, list[str]]]  # each with the identifiers of those before it
+
+@final
+class Stage(NamedTuple):
+    """One of them."""
+
+    spot: Spot
+    before: list[str]  # the identifiers of those before it
+    tenant: str = ""  # whose place it takes (`shares`); "": it calls no tool, and needs none
 
 
-def stages_of(plan: Plan, run: str, level: str, iteration: str) -> Stages:
+def stages_of(plan: Plan, run: Run, level: str, iteration: str) -> list[Stage]:
     """The stages of a level, or of one item of it."""
-    found: Stages = []
-    _take(plan, found, Spot(run, level, iteration, END), plan.level(level), None)
-    end = Spot(run, level, iteration, END)
-    found.append((end, _last(plan, end, plan.level(level))))
+    found: list[Stage] = []
+    end = Spot(run.run_id, level, iteration, END)
+    _take(plan, found, run.tenant_id, end, plan.level(level), None)
+    found.append(Stage(end, _last(plan, end, plan.level(level))))
     return found
 
 
-def _take(plan: Plan, found: Stages, near: Spot, tasks: list[Task], fork: str | None) -> None:
+def _take(
+    plan: Plan, found: list[Stage], tenant: str, near: Spot, tasks: list[Task], fork: str | None
+) -> None:
     """Add the stages of tasks in the same level as `near`; `fork` is where their branch begins."""
     for task in tasks:
         spot = Spot(near.run, task.task_id, near.iteration)
@@ -35,12 +47,12 @@ def _take(plan: Plan, found: Stages, near: Spot, tasks: list[Task], fork: str | 
             before = [fork]
         if task.operator == PARALLEL:
             opening = Spot(near.run, task.task_id, near.iteration, FORK)
-            found.append((opening, before))
+            found.append(Stage(opening, before))
             before = [opening.stage_id]
             for branch in task.branches.values():
-                _take(plan, found, near, branch, opening.stage_id)
+                _take(plan, found, tenant, near, branch, opening.stage_id)
             before += _last(plan, near, branch_tasks(task))
-        found.append((spot, before))
+        found.append(Stage(spot, before, tenant if task.operator == TASK else ""))
 
 
 def _last(plan: Plan, near: Spot, tasks: list[Task]) -> list[str]:

@@ -12,14 +12,19 @@ outside, and is killed before `finish`, is made twice: tools that can pass a key
 
 Where stabilize is concerned a step always ends well: what a failure means for others is
 judged by `verdicts`, from the catalog.
+
+What a tool raises fails its step, or this attempt of it (`attempts`). What the runner's own part
+meets with, such as a full disk, fails nobody: the step begins again.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, final
@@ -33,18 +38,21 @@ from cas.clock import SECOND_US
 from cas.errors import (
     BlobcaskError,
     CatalogClosed,
+    CatalogError,
     CatalogFailed,
     InvalidInput,
     InvalidWorkflow,
     KeyReused,
     NotFound,
     RunEnded,
+    StoreFull,
     SubscriptionTaken,
     TooLarge,
     ToolFailed,
 )
+from cas.events import subscription_id
 from cas.once import step_key
-from cas.records import COMPLETED, FAILED, SKIPPED, Run, Step
+from cas.records import CANCELLED, COMPLETED, FAILED, RUNNING, SKIPPED, Run, Step
 from cas.store import Store
 from workflows import templates
 from workflows.definitions import (
@@ -58,14 +66,18 @@ from workflows.definitions import (
     WAIT_FOR_EVENT,
     Definition,
     Retry,
+    Task,
 )
 from workflows.embedded import EmbeddedPlace
+from workflows.engine.attempts import Attempts
+from workflows.engine.beating import AtWork
 from workflows.engine.database import FILE, Database
 from workflows.engine.plan import EARLY, Plan, branch_tasks
 from workflows.engine.scope import Scope, items_of
-from workflows.engine.spots import END, FORK, Execution, Spot, inside, outside
+from workflows.engine.spots import END, FORK, STEP, Execution, Spot, inside, outside
 from workflows.engine.stages import stages_of
 from workflows.engine.verdicts import Judge, Verdict
+from workflows.notation import LEVELS_MAX, is_too_deep
 from workflows.runs import ENDED, RunLog, RunView
 from workflows.tools.calling import Calling, Waiting
 from workflows.tools.registry import Registry
@@ -73,6 +85,8 @@ from workflows.views import Workflows
 
 # Only opening the store anew heals these, so the process ends and is started again.
 ENDING: Final = (CatalogFailed, CatalogClosed)
+# What has nothing to do with the step that meets it, and passes.
+TROUBLE: Final = (StoreFull, CatalogError, OSError, sqlite3.Error)
 TIMER: Final = "!time"  # after a step's name: the wait for the end of its time
 
 OVER: Final = (COMPLETED, FAILED, SKIPPED)
@@ -90,6 +104,18 @@ _HOPELESS: Final = (InvalidInput, KeyReused, NotFound, SubscriptionTaken, TooLar
 _log = logging.getLogger(__name__)
 
 
+class _Raised(Exception):
+    """What a tool raised, whatever that is."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class _LoopOver(Exception):
+    """The step is of no use any more: the loop that it is in has ended without it."""
+
+
 class _Sleeps(Exception):
     """The step goes on when it is rung for."""
 
@@ -97,9 +123,9 @@ class _Sleeps(Exception):
 class _Again(Exception):
     """The step begins again, later."""
 
-    def __init__(self, after_s: float, **context: Any) -> None:
+    def __init__(self, after_s: float) -> None:
         super().__init__(after_s)
-        self.context = {"after_s": after_s, **context}
+        self.after_s = after_s
 
 
 @final
@@ -110,7 +136,6 @@ class _Outcome:
     result: msgspec.Raw | None = None  # JSON; None: it failed
     error: str = ""
     after_s: float | None = None  # another attempt follows, after so long
-    failures: int = 0  # those attempts that failed
 
 
 @final
@@ -136,10 +161,12 @@ class Steps(RetryableTask):
         self._plans: dict[str, Plan] = {}
         # What could not be written yet: the tools are not called again for that.
         self._unwritten: dict[Spot, _Outcome] = {}
+        self._attempts = Attempts()
         # Of loops that sleep: the items that have not ended. A loop that is not here began in
         # another process, and counts them itself when it is rung.
         self._items_left: dict[Spot, set[int]] = {}
         self._counting = threading.Lock()
+        self.at_work = AtWork()
 
     def attach(self, database: Database) -> None:
         """Where loops begin their items; before anything else."""
@@ -157,7 +184,7 @@ class Steps(RetryableTask):
         """The plan of a run; its definition never changes."""
         plan = self._plans.get(run.run_id)
         if plan is None:
-            plan = Plan(Definition.from_json(run.definition))
+            plan = Plan(Definition.from_json(self.log_of(run.run_id).text().definition))
             while len(self._plans) >= _PLANS:
                 self._plans.pop(next(iter(self._plans)), None)
             self._plans[run.run_id] = plan
@@ -166,7 +193,7 @@ class Steps(RetryableTask):
     def begin(self, run: Run) -> None:
         """Have a run begin, or go on: durable only as far as the catalog is."""
         plan = self.plan_of(run)
-        self.database.begin(Execution(run.run_id), stages_of(plan, run.run_id, "", ""))
+        self.database.begin(Execution(run.run_id), stages_of(plan, run, "", ""))
 
     def forget(self, run: str) -> None:
         """Drop what is kept at hand of a run that has ended."""
@@ -176,6 +203,7 @@ class Steps(RetryableTask):
                 del self._items_left[spot]
         for spot in [spot for spot in list(self._unwritten) if spot.run == run]:
             self._unwritten.pop(spot, None)
+        self._attempts.forget(run)
 
     # --- what stabilize asks of a task
 
@@ -186,14 +214,22 @@ class Steps(RetryableTask):
         return timedelta(seconds=float(stage.context.get("after_s", _TROUBLE_S)))
 
     def execute(self, stage: StageExecution) -> TaskResult:
+        with self.at_work.one():
+            return self._executed(stage)
+
+    def _executed(self, stage: StageExecution) -> TaskResult:
         spot = Spot.of(stage.context)
         try:
-            self._turn(spot, int(stage.context.get("failures", 0)))
+            self._turn(spot)
         except _Sleeps:
             self._at("suspending")
             return TaskResult.suspend()
         except _Again as again:
-            return TaskResult.running(context={**again.context, "trouble": 0})
+            return TaskResult.running(context={"after_s": again.after_s, "trouble": 0})
+        except _LoopOver:
+            self._unwritten.pop(spot, None)
+            self._attempts.over(spot)
+            return TaskResult.canceled()
         except RunEnded:
             self.forget(spot.run)
             return TaskResult.canceled()
@@ -209,7 +245,7 @@ class Steps(RetryableTask):
 
     # --- one turn
 
-    def _turn(self, spot: Spot, failures: int) -> None:
+    def _turn(self, spot: Spot) -> None:
         """Do what there is to do for `spot`, which has ended when this returns."""
         log = self.log_of(spot.run)
         try:
@@ -219,19 +255,25 @@ class Steps(RetryableTask):
         if run.status in ENDED:
             raise RunEnded(run.status)
         plan = self.plan_of(run)
+        if self.is_loop_over(plan, log, spot):
+            raise _LoopOver
         if spot.iteration and log.items(plan.level_of_spot(spot), outside(spot.iteration)) is None:
             self.anew(run)  # an item of a loop that has not begun
             raise _Sleeps
         if spot.role == END:
             self._end(plan, run, log, spot)
             return
-        turn = _Turn(self, plan, run, log, spot, failures)
-        if spot.role == FORK:
-            turn.open()
-            return
-        step = turn.step()
-        if step is None or step.status not in OVER:
-            turn.take(step)
+        turn = _Turn(self, plan, run, log, spot)
+        try:
+            if spot.role == FORK:
+                turn.open()
+                return
+            step = turn.step()
+            if step is None or step.status not in OVER:
+                turn.take(step)
+        except _LoopOver:
+            turn.drop()
+            raise
         self._after(plan, log, spot)
 
     def _after(self, plan: Plan, log: RunLog, spot: Spot) -> None:
@@ -242,8 +284,30 @@ class Steps(RetryableTask):
             # Nothing can come of the run any more: what else it does or waits for ends.
             log.end(FAILED, f"{spot.task}: {step.error}")
             raise RunEnded(FAILED)
+        if step is not None and step.status == FAILED and plan.tasks[spot.task].operator == FOREACH:
+            self.end_items(plan, log, spot)
         for name in plan.early(spot.task):
-            self.ring(plan, Spot(spot.run, name, spot.iteration))
+            self.ring(plan, Spot(spot.run, name, spot.iteration, _rung(plan.tasks[name])))
+
+    def is_loop_over(self, plan: Plan, log: RunLog, spot: Spot) -> bool:
+        """Whether a loop that a spot is in has ended: its time was over, for instance."""
+        level, iteration = plan.level_of_spot(spot), spot.iteration
+        while level:
+            iteration = outside(iteration)
+            loop = log.step(level, iteration)
+            if loop is not None and loop.status in (*OVER, CANCELLED):
+                return True
+            level = plan.level_of[level]
+        return False
+
+    def end_items(self, plan: Plan, log: RunLog, loop: Spot) -> None:
+        """What is still at work or waits inside of a loop that has ended is cancelled."""
+        names = [
+            name
+            for name in plan.tasks
+            if any(around.task_id == loop.task for around in plan.loops_around(name))
+        ]
+        log.cancel_within([*names, loop.task], loop.iteration, _waits_of)
 
     def ring(self, plan: Plan, spot: Spot) -> None:
         """Have a step look again."""
@@ -305,15 +369,13 @@ class Steps(RetryableTask):
 class _Turn:
     """One step that begins, or goes on."""
 
-    def __init__(
-        self, steps: Steps, plan: Plan, run: Run, log: RunLog, spot: Spot, failures: int
-    ) -> None:
+    def __init__(self, steps: Steps, plan: Plan, run: Run, log: RunLog, spot: Spot) -> None:
         self._steps = steps
         self._plan = plan
         self._run = run
         self._log = log
         self._spot = spot
-        self._failures = failures
+        self._failures = 0  # of the attempts before this one
         self._task = plan.tasks[spot.task]
         self._judge = judge_at(plan, log, spot)
 
@@ -322,20 +384,24 @@ class _Turn:
 
     def open(self) -> None:
         """A parallel begins: what its branches wait for."""
-        if self.step() is not None or not self._may_begin():
-            return
-        spot = self._spot
-        self._log.begin(spot.task, spot.iteration)
-        self._log.wait(spot.task, spot.iteration)
+        spot, step = self._spot, self.step()
+        if step is None:
+            if not self._may_begin():
+                return
+            step = self._begun()
+        if step.status == RUNNING:
+            self._log.wait(spot.task, spot.iteration)
 
     def take(self, step: Step | None) -> None:
-        """Bring the step to its end; raises _Sleeps, _Again, RunEnded."""
+        """Bring the step to its end; raises _Sleeps, _Again, _LoopOver, RunEnded."""
         if step is None and not self._may_begin():
             return
         spot, log, steps = self._spot, self._log, self._steps
-        begun = log.begin(spot.task, spot.iteration)
+        self._rest(step)
+        begun = self._begun()
         if begun.status in OVER:
             return
+        self._failures = begun.failures
         steps._at("begun")
         try:
             outcome = steps._unwritten.get(spot) or self._outcome(begun)
@@ -344,17 +410,58 @@ class _Turn:
             log.let_go()  # what it has begun since
             raise
 
+    def drop(self) -> None:
+        """End what the step has begun, for its loop is over."""
+        spot, log = self._spot, self._log
+        log.cancel_within([spot.task], outside(spot.iteration), _waits_of)
+        events = self._steps._workflows.events(self._run.tenant_id, log.actor)
+        for name in _waits_of(spot.task, spot.iteration):
+            with suppress(NotFound):
+                events.cancel(subscription_id(self._run.tenant_id, spot.run, name))
+
+    def _begun(self) -> Step:
+        """Record that it begins; raises _LoopOver, also where that was over just before."""
+        begun = self._log.begin(self._spot.task, self._spot.iteration)
+        self._check(begun)
+        if self._steps.is_loop_over(self._plan, self._log, self._spot):
+            raise _LoopOver
+        return begun
+
+    @staticmethod
+    def _check(step: Step) -> None:
+        if step.status == CANCELLED:
+            raise _LoopOver
+
+    def _rest(self, step: Step | None) -> None:
+        """Raise _Again where it is too early to begin (again)."""
+        attempts, spot = self._steps._attempts, self._spot
+        if spot in self._steps._unwritten:
+            return  # nothing is called
+        left_s = 0.0
+        if step is not None and step.retry_at is not None and self._task.retry is not None:
+            with self._steps._store.catalog.read() as snapshot:
+                now_us = self._steps._store.now_us(snapshot)
+            delay_s = _delay_s(self._task.retry, step.failures - 1)
+            left_s = attempts.left_s(spot, delay_s, (step.retry_at - now_us) / SECOND_US)
+        if left_s <= 0 and self._task.operator == TASK and self._task.timeout_s is not None:
+            left_s = attempts.crowded_s(self._run.tenant_id)
+        if left_s > 0:
+            raise _Again(left_s)
+        attempts.over(spot)
+
     def _outcome(self, begun: Step) -> _Outcome:
-        """Do what is to be done. Raises _Sleeps, RunEnded."""
+        """Do what is to be done. Raises _Sleeps, _LoopOver, RunEnded, and what is TROUBLE."""
         try:
             return _Outcome(self._checked(self._value(begun)))
-        except (_Sleeps, RunEnded, *ENDING):
+        except _Raised as raised:
+            return self._failure(raised.error)
+        except (_Sleeps, _LoopOver, RunEnded, *TROUBLE):
             raise
-        except Exception as error:  # noqa: BLE001  whatever a tool raises is the step's failure
+        except Exception as error:  # noqa: BLE001  its templates, for instance
             return self._failure(error)
 
     def _write(self, outcome: _Outcome) -> None:
-        """Make it durable; raises _Again where another attempt follows, RunEnded."""
+        """Make it durable; raises _Again where another attempt follows, _LoopOver, RunEnded."""
         unwritten, spot = self._steps._unwritten, self._spot
         unwritten[spot] = outcome
         try:
@@ -366,7 +473,9 @@ class _Turn:
             raise
         unwritten.pop(spot, None)
         if outcome.after_s is not None:
-            raise _Again(outcome.after_s, failures=outcome.failures)
+            self._steps._attempts.failed(spot, outcome.after_s)
+            raise _Again(outcome.after_s)
+        self._steps._attempts.over(spot)
 
     def _record(self, outcome: _Outcome) -> _Outcome:
         """Returns what was written: a result that there is no room for is a failure."""
@@ -374,16 +483,17 @@ class _Turn:
         if outcome.result is not None:
             steps._at("finishing")
             try:
-                log.finish(spot.task, spot.iteration, outcome.result)
+                self._check(log.finish(spot.task, spot.iteration, outcome.result))
             except ToolFailed as error:
                 outcome = self._failure(error)
             else:
                 steps._at("finished")
                 return outcome
         if outcome.after_s is not None:
-            log.retry(spot.task, spot.iteration, outcome.error)
+            delay_us = round(outcome.after_s * SECOND_US)
+            self._check(log.retry(spot.task, spot.iteration, outcome.error, delay_us))
         else:
-            log.fail(spot.task, spot.iteration, outcome.error)
+            self._check(log.fail(spot.task, spot.iteration, outcome.error))
         return outcome
 
     def _may_begin(self) -> bool:
@@ -392,7 +502,8 @@ class _Turn:
         if verdict is Verdict.BEGIN:
             return True
         if verdict is Verdict.NOT_YET:
-            if self._task.trigger_rule in EARLY:
+            # Who is before it rings where it begins: of a parallel that is its FORK.
+            if self._task.trigger_rule in EARLY and self._spot.role == _rung(self._task):
                 raise _Sleeps
             self._steps.anew(self._run)
             raise _Sleeps
@@ -411,10 +522,9 @@ class _Turn:
         hopeless = isinstance(error, _HOPELESS) or (
             isinstance(error, ToolFailed) and not error.again
         )
-        failures = self._failures + 1
-        if retry is None or hopeless or failures > retry.max_retries:
-            return _Outcome(error=told, failures=failures)
-        return _Outcome(error=told, after_s=_delay_s(retry, self._failures), failures=failures)
+        if retry is None or hopeless or self._failures >= retry.max_retries:
+            return _Outcome(error=told)
+        return _Outcome(error=told, after_s=_delay_s(retry, self._failures))
 
     def _checked(self, value: Any) -> msgspec.Raw:
         """A result as JSON; raises ToolFailed."""
@@ -439,6 +549,8 @@ class _Turn:
     # --- by operator
 
     def _value(self, begun: Step) -> Any:
+        if self._task.operator in (TASK, EMIT_EVENT):
+            self._log.check_room(self._what)  # before anything is done outside
         operators: dict[str, Callable[[Step], Any]] = {
             TASK: self._call,
             FOREACH: self._loop,
@@ -452,13 +564,14 @@ class _Turn:
         return operators[self._task.operator](begun)
 
     def _known(self) -> Mapping[str, Any]:
-        return Scope(self._plan, self._run, self._log, self._spot)
+        return Scope(self._plan, self._log, self._spot)
 
     def _call(self, begun: Step) -> Any:
         task, steps, run = self._task, self._steps, self._run
-        tool = steps._registry.tool(task.function)
+        with _tools_own(task.function):  # it is loaded by now
+            tool = steps._registry.tool(task.function)
+            raw = tool.raw
         known = self._known()
-        raw = tool.raw
         rendering = templates.Rendering(known)  # one for all: its limit is that of the step
         args = task.args if raw else rendering.value(task.args)
         kwargs = task.kwargs if raw else rendering.value(task.kwargs)
@@ -472,16 +585,25 @@ class _Turn:
             iteration=self._spot.iteration,
             actor=actor,
             attempt=begun.attempts,
+            timeout_s=task.timeout_s,
             render=lambda text: templates.spelt(rendering.text(text)),
         )
-        try:
-            result = _within(task.timeout_s, task.function, lambda: tool(calling, *args, **kwargs))
-        except SystemExit as error:
-            raise ToolFailed(task.function, f"it exited with {error.code}") from None
+        with _tools_own(task.function):
+            result = steps._attempts.within(
+                self._spot,
+                run.tenant_id,
+                task.timeout_s,
+                task.function,
+                lambda: tool(calling, *args, **kwargs),
+            )
         steps._at("called")
         if not isinstance(result, Waiting):
+            if is_too_deep(result):
+                raise ToolFailed(task.function, f"its result has more than {LEVELS_MAX} levels")
             return result
-        return result.result(self._event(result))
+        claimed = self._event(result)
+        with _tools_own(task.function):
+            return result.result(claimed)
 
     def _wait_for_event(self, begun: Step) -> Any:
         name = templates.spelt(templates.render(self._task.event_name, self._known()))
@@ -523,7 +645,7 @@ class _Turn:
         steps._at("subscribed")
         claimed = events.claim(wait.subscription_id)
         if claimed is None:
-            log.wait(spot.task, spot.iteration, waiting.shown)
+            self._check(log.wait(spot.task, spot.iteration, waiting.shown))
             # What came before the step was shown to wait has rung nobody who sleeps; what comes
             # from now on is rung for, and kept until the step sleeps.
             claimed = events.claim(wait.subscription_id)
@@ -552,8 +674,9 @@ class _Turn:
         failed = self._judge.unforgiven(branch_tasks(self._task))
         if failed:
             raise ToolFailed(self._what, f"{failed[0].step_id}: {failed[0].error}")
+        iteration = self._spot.iteration
         return {
-            name: self._result_of(branch[-1].task_id)
+            name: _came_to({end: self._log.result(end, iteration) for end in self._ends(branch)})
             for name, branch in self._task.branches.items()
         }
 
@@ -571,21 +694,26 @@ class _Turn:
             iteration = inside(spot.iteration, number)
             steps.database.begin(
                 Execution(spot.run, loop.task_id, iteration),
-                stages_of(self._plan, spot.run, loop.task_id, iteration),
+                stages_of(self._plan, self._run, loop.task_id, iteration),
             )
         ended = before if len(before) == count else self._ended_items()
         if not steps.items_ended(spot, ended.keys() & numbers):
             self._limit()
-            log.wait(spot.task, spot.iteration)
+            self._check(log.wait(spot.task, spot.iteration))
             raise _Sleeps
         ended = self._ended_items()
         self._fail_with([step for _, step in sorted(ended.items()) if step.status == FAILED])
-        results = log.results_within(loop.body[-1].task_id, spot.iteration)
-        values = [results.get(inside(spot.iteration, number)) for number in range(count)]
-        return {
-            "results": [None if raw is None else msgspec.Raw(raw) for raw in values],
-            "count": count,
-        }
+        results = {end: log.results_within(end, spot.iteration) for end in self._ends(loop.body)}
+        values = []
+        for number in range(count):
+            item = inside(spot.iteration, number)
+            values.append(_came_to({end: found.get(item) for end, found in results.items()}))
+        return {"results": values, "count": count}
+
+    def _ends(self, tasks: list[Task]) -> list[str]:
+        """Those of a body or a branch that nobody else in it waits for."""
+        names = [task.task_id for task in tasks]
+        return [name for name in names if set(names).isdisjoint(self._plan.dependents[name])]
 
     def _begin_loop(self) -> int:
         """Record what the loop goes over; returns how many they are."""
@@ -628,6 +756,39 @@ class _Turn:
     def _result_of(self, name: str) -> msgspec.Raw | None:
         raw = self._log.result(name, self._spot.iteration)
         return None if raw is None else msgspec.Raw(raw)
+
+
+def _came_to(results: Mapping[str, bytes | None]) -> msgspec.Raw | dict[str, msgspec.Raw] | None:
+    """What a body or a branch came to, of the results of those that it ends with: that of the
+    one that completed, as where a condition chose; of several, all by their names."""
+    found = {name: msgspec.Raw(raw) for name, raw in results.items() if raw is not None}
+    if len(found) > 1:
+        return found
+    return next(iter(found.values()), None)
+
+
+def _rung(task: Task) -> str:
+    """The role in which a task begins, and is rung for until then."""
+    return FORK if task.operator == PARALLEL else STEP
+
+
+def _waits_of(task: str, iteration: str) -> tuple[str, str]:
+    """The names of the waits that a step may have."""
+    step = Spot("", task, iteration).step
+    return step, step + TIMER
+
+
+@contextmanager
+def _tools_own(tool: str) -> Iterator[None]:
+    """What is raised in here is the tool's own: its failure, also where it is a full disk."""
+    try:
+        yield
+    except (RunEnded, *ENDING):
+        raise
+    except SystemExit as error:
+        raise _Raised(ToolFailed(tool, f"it exited with {error.code}")) from None
+    except Exception as error:
+        raise _Raised(error) from error
 
 
 def judge_at(plan: Plan, log: RunLog, spot: Spot) -> Judge:
@@ -688,29 +849,3 @@ def _moment_us(until: Any) -> int:
         raise InvalidWorkflow(
             str(until)[:100], "a wait takes seconds, or until a time as 2026-01-31T12:00:00Z"
         ) from None
-
-
-def _within(limit_s: float | None, tool: str, call: Callable[[], Any]) -> Any:
-    """What `call` returns; raises ToolFailed where that takes longer than `limit_s`.
-
-    A thread cannot be ended: the call goes on then, and what it comes to is dropped.
-    """
-    if limit_s is None:
-        return call()
-    outcome: list[tuple[Any, BaseException | None]] = []
-
-    def work() -> None:
-        try:
-            outcome.append((call(), None))
-        except BaseException as error:  # noqa: BLE001  it is raised in the thread that waits
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=work, name=f"limited {tool}", daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    if not outcome:
-        raise ToolFailed(tool, f"it took longer than {limit_s:g} s", again=True)
-    value, error = outcome[0]
-    if error is not None:
-        raise error
-    return value

@@ -7,7 +7,8 @@
     None      it has not ended
 
 What is dead counts for nothing: after the two ways of a condition come together again, the
-one that was taken decides. Where nothing but dead ends lead to a task, it is dead too.
+one that was taken decides. Where nothing but dead ends lead to a task, it is dead too; and so
+is one that is in a way that was not taken, whatever its rule is and whatever else it depends on.
 """
 
 from __future__ import annotations
@@ -69,6 +70,9 @@ class Judge:
 
     def verdict(self, task: Task) -> Verdict:
         """Whether it may begin."""
+        ways = [self._edge(condition, way) for condition, way in self._plan.ways_around(task)]
+        if ways and all(way in (None, State.DEAD) for way in ways):
+            return Verdict.NOT_YET if None in ways else Verdict.DEAD
         edges = [self._edge(before, task) for before in self._plan.ways_into(task)]
         if not edges:
             parallel = self._plan.parallel_of[task.task_id]

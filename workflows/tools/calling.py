@@ -31,6 +31,9 @@ class Calling:
     iteration: str = ""  # "" outside of loops, else as in `cas.records.Step`
     actor: str = ""
     attempt: int = 1
+    # The step's time: what the call comes to later is dropped, so a tool that can end what it
+    # has begun ends it then.
+    timeout_s: float | None = None
     # Fills in the templates of a text, which gives a value where the text is one template. Only
     # tools that are `raw` need it: those of all others are filled in before.
     render: Callable[[str], Any] = _as_it_is

@@ -28,13 +28,13 @@ import msgspec
 
 from cas.clock import SECOND_US
 from cas.errors import InvalidWorkflow, ToolFailed
+from workflows import templates
 from workflows.tools.arguments import Arguments
 from workflows.tools.calling import Calling
 from workflows.tools.registry import raw
 
 _TOOL: Final = "tools.shell.run"
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
-_TEMPLATE: Final = re.compile(r"\{\{.*?\}\}", re.DOTALL)
 # Where a template was while its text is split: no space or quote in it cuts a word.
 _PLACE: Final = re.compile("\0([0-9]+)\0")
 _CHUNK_BYTES: Final = 64 << 10
@@ -47,7 +47,7 @@ def run(calling: Calling, command: str) -> dict[str, Any]:
 
     Of each output the beginning is kept, up to `[workflows] shell_output`; `truncated` says
     whether there was more. Raises ToolFailed where commands are not allowed, for an exit code
-    that is not 0, and after `shell_timeout`.
+    that is not 0, and after `shell_timeout` or the step's own time.
     """
     settings = calling.settings.workflows
     if not settings.allow_shell:
@@ -57,7 +57,10 @@ def run(calling: Calling, command: str) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="blobcask-shell-", ignore_cleanup_errors=True) as folder,
         _Command(words, folder) as running,
     ):
-        running.read(settings.shell_timeout / SECOND_US, settings.shell_output)
+        most_s = settings.shell_timeout / SECOND_US
+        limit_s = most_s if calling.timeout_s is None else min(most_s, calling.timeout_s)
+        # Another attempt has the step's time again.
+        running.read(limit_s, settings.shell_output, again=limit_s < most_s)
         return running.outcome()
 
 
@@ -65,14 +68,11 @@ def _words(calling: Calling, command: str) -> list[str]:
     """The words of the command, their templates filled in."""
     if "\0" in command:
         raise InvalidWorkflow(_TOOL, "command: holds a NUL")
-    templates: list[str] = []
-
-    def put_aside(match: re.Match[str]) -> str:
-        templates.append(match[0])
-        return f"\0{len(templates) - 1}\0"
-
+    pieces = templates.divided(command)
+    given = pieces[1::2]
+    pieces[1::2] = [f"\0{number}\0" for number in range(len(given))]
     try:
-        split = shlex.split(_TEMPLATE.sub(put_aside, command))
+        split = shlex.split("".join(pieces))
     except ValueError as error:
         raise InvalidWorkflow(_TOOL, f"command: {error}") from None
     if not split:
@@ -80,7 +80,7 @@ def _words(calling: Calling, command: str) -> list[str]:
     if "\0" in split[0]:
         raise InvalidWorkflow(_TOOL, "command: the program is written out, not a template")
     words = [
-        _text(calling.render(_PLACE.sub(lambda match: templates[int(match[1])], word)))
+        _text(calling.render(_PLACE.sub(lambda match: given[int(match[1])], word)))
         if "\0" in word
         else word
         for word in split
@@ -93,6 +93,14 @@ def _words(calling: Calling, command: str) -> list[str]:
 def _text(value: Any) -> str:
     """What a template gave, as templates inside of texts give it."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _name(number: int) -> str:
+    """Of a signal; those of real time have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 @final
@@ -131,8 +139,9 @@ class _Command:
             if pipe is not None:
                 pipe.close()
 
-    def read(self, timeout_s: float, output_bytes_max: int) -> None:
-        """Read what it says until it ends, and keep so much; raises ToolFailed at its time.
+    def read(self, timeout_s: float, output_bytes_max: int, *, again: bool = False) -> None:
+        """Read what it says until it ends, and keep so much; raises ToolFailed at its time, with
+        `again`.
 
         What it leaves running in the background is not waited for.
         """
@@ -152,7 +161,8 @@ class _Command:
                     if any(key.fd == ended for key, _ in events):
                         break
                     if left_s <= 0:  # looked at each time: it may talk without a pause
-                        raise ToolFailed(_TOOL, f"{self._words[0]!r} took over {timeout_s:g} s")
+                        told = f"{self._words[0]!r} took over {timeout_s:g} s"
+                        raise ToolFailed(_TOOL, told, again=again)
                     for key, _ in events:
                         if self._take(key.data, _CHUNK_BYTES) == 0:
                             ready.unregister(key.fileobj)
@@ -167,8 +177,7 @@ class _Command:
         assert code is not None
         said = {name: bytes(data).decode(errors="replace") for name, data in self._said.items()}
         if code.si_code != os.CLD_EXITED:
-            name = signal.Signals(code.si_status).name
-            raise ToolFailed(_TOOL, f"{self._words[0]!r} was ended by {name}")
+            raise ToolFailed(_TOOL, f"{self._words[0]!r} was ended by {_name(code.si_status)}")
         if code.si_status:
             why = (said["stderr"].strip() or said["stdout"].strip())[-_SAID_CHARS_MAX:]
             raise ToolFailed(

@@ -10,6 +10,7 @@ from cas.errors import InvalidWorkflow, ToolFailed
 from cas.records import CANCELLED, EXPIRED
 from workflows.approvals import ApprovalRequest
 from workflows.events import Claimed
+from workflows.signatures import REFUSE
 from workflows.tools.arguments import Arguments
 from workflows.tools.calling import Calling, Waiting
 from workflows.tools.place import links_of
@@ -136,12 +137,18 @@ def register_webhook(
     allowed_networks: Sequence[str] = (),
     single_use: Any = False,
     expires_in: Any = None,
+    repeats: str = REFUSE,
 ) -> dict[str, Any]:
-    """Make an address that GitHub, Stripe, Twilio or another program calls.
+    """Make an address that GitHub, Slack, Stripe, Twilio or another program calls.
 
     `signature_config` is `{"kind": "github", "secret_id": …}`; further members are what the
     kind `generic` needs. Each call whose signature is good is the event `event_name`. A step
     registers once, however often it is begun.
+
+    The same body again is the same call, and no second event. Of a sender that says the same
+    each night `repeats="accept"` makes one event of each identifier of a delivery
+    (`X-GitHub-Delivery`, of kind `generic` the header that `delivery_header` names). Nobody
+    signs that: whoever has an old call can then send it as a new one.
     """
     given = Arguments(_WEBHOOK)
     signature = given.mapping("signature_config", signature_config)
@@ -158,6 +165,7 @@ def register_webhook(
         single_use=given.flag("single_use", single_use),
         expires_in_s=given.maybe_whole("expires_in", expires_in),
         run=calling.run,
+        repeats=given.text("repeats", repeats),
     )
     made = calling.place.register_webhook(wanted, calling.key("webhook"))
     return {
