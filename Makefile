@@ -5,7 +5,8 @@
 #
 # Needs python3 >= 3.11 and nothing else; PYTHON=... names another one. All is installed
 # into .venv, from the locked requirements with their hashes; stamps there make a second
-# run immediate. Options of pytest: make test TESTS="tests/cas -k heal"
+# run immediate. Options of pytest: make test TESTS="tests/cas -k heal"; JOBS=1 runs one
+# test after the other.
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,6 +14,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --require-virtualenv
 PACKAGES := cas gateway replicator workflows bench
 TESTS ?= tests
+# Tests wait for disks and servers more than they compute. Those of a file stay together,
+# since they share a server.
+JOBS ?= 3
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help run test quick soak check bench format lock clean system
@@ -24,10 +29,10 @@ run: $(VENV)/run.stamp
 	$(BIN)/blobcask serve --config config.ini
 
 test: $(VENV)/test.stamp system
-	$(BIN)/python -m pytest $(TESTS)
+	$(PYTEST) $(TESTS)
 
 quick: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -q -m "not soak and not slow" $(TESTS)
+	$(PYTEST) -q -m "not soak and not slow" $(TESTS)
 
 soak: $(VENV)/test.stamp system
 	$(BIN)/python -m pytest -m soak --timeout=0 $(TESTS)

@@ -161,10 +161,11 @@ def test_an_old_url_says_that_it_is_over(disk_folder: Path) -> None:
     ):
         made = server.ask("POST", "/api/v1/storage?name=x", b"x", token=server.admin).form
         ref = quote(made["storage_ref"], safe="")
-        url = server.ask("GET", f"/api/v1/storage/{ref}/url", token=server.admin).form["url"]
         asked = server.ask(
             "POST", "/api/v1/uploads", json.dumps({"name": "x"}), token=server.admin
         ).form
+        # Made last, it is over last.
+        url = server.ask("GET", f"/api/v1/storage/{ref}/url", token=server.admin).form["url"]
         while (old := server.ask("GET", url)).status == 200:
             pass  # the server's clock decides, within a second
         assert (old.status, old.code) == (410, "link_expired")
