@@ -45,10 +45,10 @@ def approval_as_of(approval: Approval, now_us: int) -> Approval:
 
 def ended_of(snapshot: Snapshot, approval_id: str, now_us: int) -> str:
     """Why no mail is to ask for this approval at `now_us` (catalog time), for people to read;
-    "": it is pending."""
+    "": it is pending. One that was forgotten ended long before."""
     found = snapshot.get(Approval, approval_id)
     if found is None:
-        return ""  # not an approval's
+        return "the approval is forgotten already"
     status = approval_as_of(found, now_us).status
     return "" if status == PENDING else _why_unsent(status)
 

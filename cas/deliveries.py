@@ -102,6 +102,10 @@ def call_off(txn: Transaction, tenant_id: str, subject: str, why: str) -> None:
 
 
 def _called_off(delivery: Delivery, why: str, now_us: int) -> Delivery:
+    taken = delivery.last_status is not None and Outcome(delivery.last_status).taken
+    if taken and not delivery.last_error:
+        # It has arrived, and was to be sent again.
+        return msgspec.structs.replace(delivery, status=DONE, next_attempt_at=None, done_at=now_us)
     return msgspec.structs.replace(
         delivery, status=CANCELLED, next_attempt_at=None, last_error=why, done_at=now_us
     )
@@ -155,7 +159,8 @@ class Deliveries:
             return self._own(snapshot, delivery_id)
 
     def resend(self, delivery_id: str) -> Delivery:
-        """Have it sent at once, whatever became of it, with all its attempts before it.
+        """Have it sent at once, whatever became of it, with all its attempts before it. What it
+        speaks of may be over: then nothing is sent, and what had arrived is `done` as before.
 
         The receiver sees the same `delivery_id`. Durable on return; raises NotFound.
         """

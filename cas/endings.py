@@ -43,28 +43,30 @@ from cas.upload_links import slots_of
 from cas.uploads import close_upload
 
 PORTION: Final = 500  # records a transaction: some 50 ms of the writer lock
+VAIN_MAX: Final = 10 * PORTION  # looked at for nothing by `end`: as long again, at most
 _ENDING: Final = "ending"
 
 
-def end(txn: Transaction, run: Run) -> Run:
+def end(txn: Transaction, run: Run, keep_us: int = REMEMBERED_US) -> Run:
     """Record `run`, which ends now; its status says how. Returned with `ending` where there is
-    more that ends with it, which `let_go` is for."""
+    more that ends with it, which `let_go` is for. `keep_us` is `[events] keep`."""
     txn.replace(run)  # first: from here on its waits are passed over
-    looked_at = 0
+    ended = in_vain = 0
     for record in _going(txn, run):
-        if looked_at >= PORTION:
+        if ended >= PORTION or in_vain >= VAIN_MAX:
             run = msgspec.structs.replace(run, ending=_ENDING)
             txn.replace(run)
             break
-        looked_at += 1
-        if record is not None:
-            looked_at += _end_one(txn, run, record)
+        if record is None:
+            in_vain += 1
+        else:
+            ended += 1 + _end_one(txn, run, record, keep_us)
     return run
 
 
-def let_go(catalog: Catalog, run_id: str, actor: str) -> None:
-    """End what is left of a run that has ended, or was begun since by a step that was at work;
-    nothing where it is still open. Safe to stop anywhere and to repeat."""
+def let_go(catalog: Catalog, run_id: str, actor: str, keep_us: int = REMEMBERED_US) -> None:
+    """End what is left of a run that has ended; nothing where it is still open. Safe to stop
+    anywhere and to repeat."""
     with catalog.read() as snapshot:
         run = snapshot.get(Run, run_id)
         if run is None or run.open is not None:
@@ -76,11 +78,16 @@ def let_go(catalog: Catalog, run_id: str, actor: str) -> None:
         ]
     done = 0
     while done < len(left) or (run is not None and run.ending is not None):
-        done, run = catalog.write(partial(_end_portion, run_id, left, done), actor=actor)
+        portion = partial(_end_portion, run_id, left, done, keep_us)
+        done, run = catalog.write(portion, actor=actor)
 
 
 def _end_portion(
-    run_id: str, left: list[tuple[type[Record], Key]], done: int, txn: Transaction
+    run_id: str,
+    left: list[tuple[type[Record], Key]],
+    done: int,
+    keep_us: int,
+    txn: Transaction,
 ) -> tuple[int, Run | None]:
     """End some of what is left; returns how many of all are done with, and the run."""
     run = txn.get(Run, run_id)
@@ -90,7 +97,7 @@ def _end_portion(
     while done < len(left) and ended < PORTION:
         kind, key = left[done]
         record = txn.get(kind, *key)
-        ended += 1 if record is None else 1 + _end_one(txn, run, record)
+        ended += 1 if record is None else 1 + _end_one(txn, run, record, keep_us)
         done += 1
     if done == len(left) and run.ending is not None:
         run = msgspec.structs.replace(run, ending=None)
@@ -99,24 +106,28 @@ def _end_portion(
 
 
 def _going(snapshot: Snapshot, run: Run) -> Iterator[Record | None]:
-    """All of a run that ends with it and has not; None for each record that was looked at in
-    vain, so that a portion can count what it costs."""
+    """All of a run that ends with it and has not, what others can act upon first; None for each
+    record that was looked at in vain, so that it can be counted what that costs."""
     of_run = (run.tenant_id, run.run_id)
     if run.status != COMPLETED:
+        for kind in (Approval, Webhook):
+            for found in pages(snapshot, kind, "run", of_run):
+                yield from (record if _ends(run, record) else None for record in found)
         # Each upload is remembered under the step that asked for it.
         for page in pages(snapshot, Once, "", (run.tenant_id, f"run:{run.run_id}")):
             for key in page:
                 upload = snapshot.get(PendingUpload, key.result)
                 yield upload if upload is not None and _ends(run, upload) else None
-        for kind in (Approval, Webhook):
-            for found in pages(snapshot, kind, "run", of_run):
-                yield from (record if _ends(run, record) else None for record in found)
     # First those that still wait: to end one that was given an event costs looking for another
     # one that waits for it.
-    for given in (False, True):
-        for waits in pages(snapshot, Subscription, "run", of_run):
-            for wait in waits:
-                yield wait if _ends(run, wait) and (wait.event_id is not None) == given else None
+    given: list[Subscription] = []
+    for waits in pages(snapshot, Subscription, "run", of_run):
+        for wait in waits:
+            going = _ends(run, wait)
+            if going and wait.event_id is not None:
+                given.append(wait)
+            yield wait if going and wait.event_id is None else None
+    yield from given
     for status in (RUNNING, WAITING):
         for steps in pages(snapshot, Step, "status", (run.run_id, status)):
             yield from steps
@@ -138,17 +149,17 @@ def _ends(run: Run, record: Record) -> bool:
     return False
 
 
-def _end_one(txn: Transaction, run: Run, record: Record) -> int:
+def _end_one(txn: Transaction, run: Run, record: Record, keep_us: int) -> int:
     """End it, unless it has ended meanwhile; returns how many other records went with it."""
     if not _ends(run, record):
         return 0
     match record:
         case PendingUpload():
             slots = len(slots_of(txn, record))
-            close_upload(txn, record, CANCELLED, REMEMBERED_US)
+            close_upload(txn, record, CANCELLED, keep_us)
             return slots
         case Approval():
-            close_approval(txn, record, CANCELLED)
+            close_approval(txn, record, CANCELLED, keep_us=keep_us)
         case Webhook():
             # Over now, however long it had; so it is in a clock in doubt too (invariant 10).
             txn.replace(msgspec.structs.replace(record, expires_at=run.ended_at, undated_at=None))

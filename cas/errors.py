@@ -409,8 +409,8 @@ class TooManyRuns(BlobcaskError):
 
 
 class TooManyHeld(BlobcaskError):
-    """The tenant's events that are kept for later waits have `held_bytes` of `limit_bytes`, and
-    one of `needed_bytes` has no room beside them; nothing was kept."""
+    """The tenant's events that others told, and that are kept for later waits, have `held_bytes`
+    of `limit_bytes`, and one of `needed_bytes` has no room beside them; nothing was kept."""
 
     def __init__(self, limit_bytes: int, held_bytes: int, needed_bytes: int) -> None:
         super().__init__(

@@ -21,7 +21,8 @@ Who gets an event is written in the transaction of the event, by all writers one
 other. So no topic has more than TOPIC_WAITS_MAX waits, of which clients can take half, and no
 tenant's clients have more than CLIENT_WAITS_MAX.
 
-What is open to later waits counts for its tenant, and there is a limit to what others may add.
+What others told, and is open to later waits, counts for its tenant, and has a limit; what the
+store itself tells does not.
 
 What wakes who waits is a doorbell and may be lost or rung twice: the event is in the catalog,
 `claim` reads it, and reads the same one each time.
@@ -42,6 +43,7 @@ from cas.errors import (
     InvalidRequest,
     KeyReused,
     NoWaitingWorkflow,
+    RunEnded,
     SubscriptionTaken,
     TooManyHeld,
     TooManyWaiters,
@@ -173,8 +175,8 @@ def publish(
 ) -> tuple[Event, int]:
     """Record an event and give it to all that wait for it; returns how many those were.
     Raises NoWaitingWorkflow where there are none and it is `for_waits_only`; TooManyHeld where
-    it would be open to later waits, and the tenant's that are had more than `held_bytes_max`
-    with it (0: no limit).
+    it would be open to a later wait, and the tenant's that are open to one had more than
+    `held_bytes_max` with it (0: no limit).
 
     `open_us`: for how long a wait that begins later gets it too; None: not at all. With
     `once` it is open to one wait only, and to none where one has got it already. One that is
@@ -211,14 +213,16 @@ def publish(
     return event, len(waits)
 
 
-def _waiting(txn: Transaction, about: str, run: str) -> Iterator[Subscription]:
+def _waiting(
+    txn: Transaction, about: str, run: str, page_size: int = _PAGE
+) -> Iterator[Subscription]:
     """Those who wait for a topic, of `run` or of any, the first to end first; not those whose
     time is over, whether they have noticed or not, which cost nothing here, nor those of a run
     that has ended, which may be there still (`cas.endings`)."""
     index, prefix = ("waiting_run", (about, run)) if run else ("waiting", (about,))
     ended: dict[str, bool] = {}
     after: tuple[int | str, ...] = (txn.now_us,)
-    while page := txn.range(Subscription, index, prefix, after=after, limit=_PAGE):
+    while page := txn.range(Subscription, index, prefix, after=after, limit=page_size):
         for wait in page:
             of_run = wait.workflow_run_id
             if of_run not in ended:
@@ -241,8 +245,6 @@ def is_over(wait: Subscription, now_us: int) -> bool:
 def given(txn: Transaction, wait: Subscription, event_id: str | None) -> Subscription:
     """The wait with its event, or with none because its time is over; not yet claimed."""
     in_vain = event_id is None
-    # Its request, which alone can ask, does so at once, unless its process was killed.
-    briefly = wait.of_client and (in_vain or wait.nameless)
     return msgspec.structs.replace(
         wait,
         waiting_for=None,
@@ -251,11 +253,18 @@ def given(txn: Transaction, wait: Subscription, event_id: str | None) -> Subscri
         open_until=None,
         event_id=event_id,
         delivered_at=txn.now_us,
-        forget_at=txn.now_us + IN_VAIN_US if briefly else None,
+        forget_at=txn.now_us + IN_VAIN_US if _is_brief(wait, event_id) else None,
         # How long it is kept for who has not claimed it counts from now, too.
         undated_at=_undated(txn),
         seq=_frame(txn),
     )
+
+
+def _is_brief(wait: Subscription, event_id: str | None) -> bool:
+    """Whether a wait that ended so is remembered but for IN_VAIN_US: a client has nothing to be
+    told again, or only its request could ask, which does so at once, unless its process was
+    killed."""
+    return wait.of_client and (event_id is None or wait.nameless)
 
 
 def subscribe(
@@ -275,7 +284,8 @@ def subscribe(
     A wait that is found keeps its time. With `renew` it counts anew, and one that is over
     without an event begins again.
 
-    Raises SubscriptionTaken when another one waits with the same correlation key (a step of
+    Raises RunEnded for a step whose run has ended, which would take what others wait for,
+    SubscriptionTaken when another one waits with the same correlation key (a step of
     a run takes it from a client, whose wait is over then), KeyReused when this step waits, or
     waited, for another event, TooManyWaiters.
     """
@@ -306,6 +316,8 @@ def subscribe(
         undated_at=None if ends_at is None else _undated(txn),
         seq=_frame(txn),
     )
+    if not wait.of_client:
+        refuse_ended(txn, tenant_id, run)
     if keyed is not None:
         _make_way(txn, keyed, wait)
     _find_room(txn, found, wait)
@@ -410,19 +422,30 @@ def has_run_ended(snapshot: Snapshot, tenant_id: str, run_id: str) -> bool:
     return run is not None and run.tenant_id == tenant_id and run.open is None
 
 
+def refuse_ended(snapshot: Snapshot, tenant_id: str, run_id: str) -> None:
+    """Raise RunEnded for a run of that tenant which has ended: nobody is left to hear anything.
+    A run of which nothing is known here may be anything, such as a name that a client chose."""
+    run = snapshot.get(Run, run_id)
+    if run is not None and run.tenant_id == tenant_id and run.open is None:
+        raise RunEnded(run.status)
+
+
 def claim(txn: Transaction, wait: Subscription, keep_us: int = REMEMBERED_US) -> Subscription:
     """Take what the wait was given (or that its time is over); once more changes nothing
     (invariant 13).
 
-    A wait that still waits is returned as it is.
+    A wait that still waits is returned as it is. Raises RunEnded where nobody is left to claim
+    it for: what it was given is there for others, once the wait is dropped (`cas.endings`).
     """
+    if wait.claimed_at is None and not wait.of_client:
+        refuse_ended(txn, wait.tenant_id, wait.workflow_run_id)
     if is_waiting(wait):
         if not is_over(wait, txn.now_us):
             return wait
         wait = given(txn, wait, None)
     if wait.claimed_at is not None:
         return wait
-    if wait.event_id is None and wait.of_client:
+    if _is_brief(wait, wait.event_id):
         keep_us = IN_VAIN_US
     claimed = msgspec.structs.replace(
         wait,
@@ -445,7 +468,8 @@ def drop(txn: Transaction, wait: Subscription) -> None:
     if event is None:
         return
     about = topic(event.tenant_id, event.event_name, event.correlation_key)
-    first = next(_waiting(txn, about, event.workflow_run_id), None)
+    # A portion of an end asks this 500 times, and wants one.
+    first = next(_waiting(txn, about, event.workflow_run_id, page_size=4), None)
     if first is not None:
         txn.replace(given(txn, first, event.event_id))
         if _uses_up(event.workflow_run_id, first):

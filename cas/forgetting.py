@@ -162,7 +162,7 @@ def execute_forgetting(catalog: Catalog, due: Due, now_us: int, keep_us: int) ->
         return _delete(txn, webhook, is_due(webhook.expires_at, webhook.undated_at, now_us))
 
     for run_id in due.ending_ids:
-        let_go(catalog, run_id, _ACTOR)
+        let_go(catalog, run_id, _ACTOR, keep_us)
     return Forgotten(
         _each(catalog, Subscription, [(name,) for name in due.wait_ids], forget_wait),
         _each(catalog, Once, due.keys, forget_key),

@@ -14,8 +14,9 @@ import msgspec
 
 from cas.catalog import Transaction
 from cas.clock import DAY_US
-from cas.errors import KeyReused, RunEnded
-from cas.records import Once, Run
+from cas.errors import KeyReused
+from cas.events import refuse_ended
+from cas.records import Once
 
 REMEMBERED_US: Final = DAY_US  # keys that a client chose
 KEY_CHARS_MAX: Final = 255
@@ -50,7 +51,8 @@ def once(
         if found.asked != asked:
             raise KeyReused(key.name)
         return found.result, False
-    _refuse_ended(txn, tenant_id, key.scope)
+    if key.scope.startswith(_OF_RUN):  # a step of a run that has ended begins nothing
+        refuse_ended(txn, tenant_id, key.scope.removeprefix(_OF_RUN))
     result = act()
     expires_at = None if key.keep_us is None else txn.now_us + key.keep_us
     undated_at = None if txn.believed or expires_at is None else txn.now_us
@@ -58,14 +60,6 @@ def once(
         Once(tenant_id, key.scope, key.name, result, asked, txn.now_us, expires_at, undated_at)
     )
     return result, True
-
-
-def _refuse_ended(txn: Transaction, tenant_id: str, scope: str) -> None:
-    """Raise RunEnded where it is a step of a run that has ended meanwhile: it begins nothing."""
-    run_id = scope.removeprefix(_OF_RUN)
-    run = txn.get(Run, run_id) if run_id != scope else None
-    if run is not None and run.tenant_id == tenant_id and run.open is None:
-        raise RunEnded(run.status)
 
 
 def step_key(run: str, step: str, what: str) -> OnceKey:

@@ -279,8 +279,9 @@ class Event(Record, frozen=True, array_like=True):
 
     @property
     def held_of(self) -> str | None:
-        """The tenant for whose later waits it is kept; None once it is for no later one."""
-        return None if self.open_for is None else self.tenant_id
+        """The tenant for whose later wait it is kept, which others told: all of those are for
+        one wait, and the store's own for any. None once it is for no later one."""
+        return self.tenant_id if self.open_for is not None and self.once else None
 
     @property
     def size_bytes(self) -> int:
@@ -489,7 +490,7 @@ class Total(Record, frozen=True, array_like=True):
     Names: "blobs:here", "blobs:elsewhere" (at targets only, or missing), "backlog:<target>".
     "waits_for:<topic>" (`Subscription.waiting_for`), "waits_of:<tenant>" (its clients' waits
     that nobody claimed), "runs:<status>" and "runs_of:<tenant>" (open ones),
-    "held_of:<tenant>" (events that are open to its later waits).
+    "held_of:<tenant>" (events of others that are kept for its later waits).
     A sum of nothing has no record.
     """
 

@@ -34,6 +34,7 @@ class RunnerBeat(msgspec.Struct, frozen=True):
     oldest_step_us: int = 0
     failures: int = 0  # of its looks at what there is to do, in a row
     waits: bool = False  # for somebody to accept a restored store: nothing runs before
+    late: int = 0  # calls of tools that go on past their time
 
 
 @final

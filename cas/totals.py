@@ -10,7 +10,7 @@ counts and usage: what a record adds is in its schema (`Adds`).
                       waits for events (`cas.events`), without bytes
     values_of:<run>   what the steps of a run came to
     items_of:<run>    the items of its loops, without bytes
-    held_of:<tenant>  events that are kept for waits that begin later
+    held_of:<tenant>  events that others told, kept for a wait that begins later
     runs:<status>, runs_of:<tenant>
                       runs that have not ended, without bytes
 """
@@ -19,10 +19,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import chain
+from typing import Final
 
 from cas.catalog import Catalog, Snapshot, pages
 from cas.records import QUEUED, RECORDS, RUNNING, WAITING, Mark, Total
 from cas.recounts import miscounted, recount
+
+_PAGE: Final = 1_000
 
 
 def blobs_here(snapshot: Snapshot) -> Total:
@@ -62,8 +65,19 @@ def items_of(snapshot: Snapshot, run_id: str) -> int:
 
 
 def held_of(snapshot: Snapshot, tenant_id: str) -> int:
-    """How many bytes the events of a tenant have that are kept for waits that begin later."""
+    """How many bytes the events of a tenant have that others told, and that are kept for a wait
+    that begins later; those whose time is over included, until the sweep."""
     return _total(snapshot, f"held_of:{tenant_id}").size_bytes
+
+
+def held_bytes(snapshot: Snapshot) -> int:
+    """The same of all tenants."""
+    size_bytes = 0
+    after = ("held_of:",)
+    while page := snapshot.range(Total, "", after=after, before=("held_of;",), limit=_PAGE):
+        size_bytes += sum(total.size_bytes for total in page)
+        after = (page[-1].name,)
+    return size_bytes
 
 
 def open_runs(snapshot: Snapshot) -> dict[str, int]:

@@ -30,7 +30,7 @@ from cas.records import (
 )
 from cas.runner import runner_of
 from cas.store import Store
-from cas.totals import blobs_elsewhere, blobs_here, open_runs
+from cas.totals import blobs_elsewhere, blobs_here, held_bytes, open_runs
 
 R = TypeVar("R", bound=Record)
 
@@ -59,6 +59,7 @@ class Vitals(msgspec.Struct, frozen=True):
     evicted_blobs: int
     evicted_bytes: int
     uploads_pending: int  # up to QUEUE_MAX
+    events_held_bytes: int
     partials: int
     partial_bytes: int
     journal_seq: int
@@ -77,6 +78,7 @@ class Vitals(msgspec.Struct, frozen=True):
     runner_runs: int | None
     runner_steps: int | None
     runner_oldest_step_seconds: float | None
+    runner_late_calls: int | None
     runs: Mapping[str, int]  # by status, those that have not ended
     queues: Mapping[str, Queue]
     targets: Sequence[Mirrored]
@@ -97,6 +99,7 @@ def vitals_of(store: Store) -> Vitals:
         undated = len(snapshot.range(PendingUpload, "undated", limit=QUEUE_MAX))
         uploads_pending = min(dated + undated, QUEUE_MAX)
         queues = _queues(snapshot, now_us, store.settings.store.grace)
+        held = held_bytes(snapshot)
         here, elsewhere = blobs_here(snapshot), blobs_elsewhere(snapshot)
     disk = os.statvfs(store.root)
     background = background_of(store.root, store.clock.now_us())
@@ -112,6 +115,7 @@ def vitals_of(store: Store) -> Vitals:
         evicted_blobs=elsewhere.count,
         evicted_bytes=elsewhere.size_bytes,
         uploads_pending=uploads_pending,
+        events_held_bytes=held,
         partials=len(partials),
         partial_bytes=sum(partials),
         journal_seq=position.seq,
@@ -130,6 +134,7 @@ def vitals_of(store: Store) -> Vitals:
         runner_runs=beat.runs if beat else None,
         runner_steps=beat.steps if beat else None,
         runner_oldest_step_seconds=beat.oldest_step_us / SECOND_US if beat else None,
+        runner_late_calls=beat.late if beat else None,
         runs=runner.open,
         queues=queues,
         targets=mirrored_of(store, background),

@@ -83,7 +83,8 @@ class WaitedForm(TypedDict):
     """How a poll ended; what speaks of the event is there when one was delivered. `waiter` is
     the one that was given, or a name that was made for the request, by which nobody can ask
     again. A timeout may come early:
-    where the server stops, or a workflow comes to wait with the same correlation key."""
+    where the server stops, a workflow comes to wait with the same correlation key, or the client
+    sends more than 8 KiB before it is answered."""
 
     status: Literal["delivered", "timeout"]
     subscription_id: str

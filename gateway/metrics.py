@@ -196,6 +196,7 @@ _GAUGES: Final = {
     "evicted_bytes": "Bytes of the blobs that are at targets only.",
     "evicted_blobs": "Blobs whose bytes are at targets only, or missing there too.",
     "uploads_pending": "Uploads that wait for files; counted up to 1,000.",
+    "events_held_bytes": "Bytes of events that others told and that wait for who asks later.",
     "partial_bytes": "Bytes of resumable uploads that are not finished.",
     "partials": "Resumable uploads that are not finished.",
     "tenants": "Tenants that store anything.",
@@ -215,6 +216,7 @@ _GAUGES: Final = {
     "runner_runs": "Runs that the runner has taken up.",
     "runner_steps": "Steps of workflows that are at work.",
     "runner_oldest_step_seconds": "For how long the oldest of them is at work.",
+    "runner_late_calls": "Calls of tools that go on past their time.",
 }
 
 

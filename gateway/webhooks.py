@@ -23,6 +23,7 @@ from cas.errors import (
     InvalidRequest,
     KeyReused,
     NotFound,
+    RunEnded,
     TooManyHeld,
     WebhookClosed,
 )
@@ -150,6 +151,7 @@ class WebhooksResource:
             InvalidRequest,
             InvalidName,
             KeyReused,
+            RunEnded,
             NotFound,
             PermissionMissing,
             BodyTruncated,

@@ -96,7 +96,7 @@ def totals_counted(snapshot: LmdbSnapshot) -> dict[str, Total]:
                 count[f"waits_of:{record.tenant_id}"] += 1
             continue
         elif isinstance(record, Event):
-            if record.open_for is None:
+            if record.open_for is None or not record.once:
                 continue
             name = f"held_of:{record.tenant_id}"
             count[name] += 1

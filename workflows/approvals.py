@@ -26,20 +26,19 @@ from cas.errors import (
     InvalidSetting,
     LinkExpired,
     NotFound,
-    RunEnded,
 )
+from cas.events import refuse_ended
 from cas.identifiers import new_id
 from cas.links import SignedLinks
 from cas.listing import Page, newest, own
 from cas.mailboxes import read_mailbox
 from cas.once import OnceKey, once
-from cas.records import APPROVED, CANCELLED, EXPIRED, PENDING, REJECTED, Approval, Run
+from cas.records import APPROVED, CANCELLED, EXPIRED, PENDING, REJECTED, Approval
 from cas.references import DIRECT_RUN, check_segment
 from cas.sealing import Ring
 from cas.uploads import check_url
 from workflows.mails import approval_mail
 
-DECISIONS: Final = (APPROVED, REJECTED)
 DEFAULT_EXPIRY_US: Final = 7 * DAY_US  # people are away for a weekend, and for a holiday of days
 ADDRESSEES_MAX: Final = 50
 COMMENT_CHARS_MAX: Final = 2000
@@ -129,7 +128,7 @@ class Approvals:
 
         def insert(txn: Transaction) -> str:
             keep_us = self._settings.events.keep
-            self._refuse_ended(txn, wanted.run)
+            refuse_ended(txn, self._tenant_id, wanted.run)  # nobody would hear the answer
             take_key(txn, self._tenant_id, wanted.run, wanted.approval_key, keep_us=keep_us)
             approval = Approval(
                 approval_id=new_id(txn.now_us),
@@ -207,13 +206,6 @@ class Approvals:
             return close_approval(txn, approval, CANCELLED, keep_us=keep_us)
 
         return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
-
-    def _refuse_ended(self, snapshot: Snapshot, run_id: str) -> None:
-        """Raise RunEnded where nobody is there any more to hear the answer. A run of which
-        nothing is known here may be anything, such as a name that a client chose."""
-        run = own(snapshot, Run, self._tenant_id, run_id)
-        if run is not None and run.open is None:
-            raise RunEnded(run.status)
 
     def _own(self, snapshot: Snapshot, approval_id: str) -> Approval:
         approval = own(snapshot, Approval, self._tenant_id, approval_id)

@@ -18,16 +18,18 @@ is a join here.
 The tasks of a condition's ways are among those of the workflow, and nothing says which of them
 are whose: highway_dsl has all of them depend on the condition too. So one that depends on it and
 comes after what it leads to is of that way (`engine.plan`). One that depends on the condition
-alone runs once that is decided, whichever way: `.condition(…).task(…)` writes this. What depends
-on it and on something else before the ways could be meant either way, and is refused.
+alone runs once that is decided, whichever way: `.condition(…).task(…)` writes this. So does what
+a join names in `join_tasks`, and a task after a condition that is in a way of another one on which
+that task does not depend: of its way it would depend on both. What else depends on a condition and
+on something before its ways could be meant either way, and is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 import msgspec
 
@@ -113,6 +115,8 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     result_key: str | None = None
     retry: Retry | None = None
     timeout_s: float | None = None
+    # Of a join, its dependencies that only `join_tasks` names: they say nothing of ways.
+    joined: list[str] = []
     # task
     function: str = ""
     args: list[Any] = []
@@ -261,42 +265,73 @@ def _check_level(tasks: list[Task]) -> None:
                 raise InvalidWorkflow(name, f"it does not depend on {task.task_id!r}, as it must")
     order = TopologicalSorter({task.task_id: task.dependencies for task in tasks})
     try:
-        _check_ways(here, list(order.static_order()))
+        ways = ways_of(here, list(order.static_order()))
     except CycleError as error:
         raise InvalidWorkflow(str(error.args[1][0]), "it depends on itself") from None
+    for name, way in ways.items():
+        if way.doubtful:
+            raise InvalidWorkflow(
+                name,
+                f"it depends on the condition {way.doubtful!r} and on others, none of which comes "
+                "after a task that this leads to: nothing tells which way it is of. Have it "
+                "depend on the first task of its way; or, where it is of none, on a join that "
+                "names all of these in its join_tasks",
+            )
 
 
-def _check_ways(here: Mapping[str, Task], order: Sequence[str]) -> None:
-    """Raises InvalidWorkflow for a task of which nobody can tell whether it is of a way of a
-    condition. `order`: so that each comes after those that it depends on.
-    """
+@final
+class Ways(NamedTuple):
+    """The ways of conditions that a task is in."""
+
+    # Each condition with the task that it leads to there: the task itself, or one before it. Of
+    # ways in each other the innermost ones.
+    around: tuple[tuple[str, str], ...]
+    own: frozenset[str]  # conditions that it depends on for themselves: of no way of theirs
+    doubtful: str | None  # a condition of which nobody can tell
+
+
+def ways_of(here: Mapping[str, Task], order: Iterable[str]) -> dict[str, Ways]:
+    """Of the tasks of one level. `order`: so that each comes after those that it depends on."""
+    order = list(order)
+    found: dict[str, Ways] = {}
     # Sets of tasks as bits: there may be very many dependencies.
     bit = {name: 1 << number for number, name in enumerate(order)}
     conditions = sum(bit[name] for name in order if here[name].operator == CONDITION)
     before: dict[str, int] = {}  # all that have to end before a task
+    inside: dict[str, int] = {}  # the conditions in whose ways a task is
     for name in order:
         task = here[name]
-        direct = before[name] = 0
+        direct = before[name] = inside[name] = 0
         for other in task.dependencies:
-            direct |= bit[other]
+            direct |= 0 if other in task.joined else bit[other]
             before[name] |= before[other] | bit[other]
+        doubtful: str | None = None
+        ways: list[tuple[str, str]] = []
+        own: set[str] = set()
         for other in task.dependencies:
             condition = here[other]
-            leads_to = [one for one in (condition.if_true, condition.if_false) if one]
-            # The condition of the way that this one is in, which its tasks depend on as well.
-            around = conditions & before[other]
-            if (
-                leads_to
-                and name not in leads_to
-                and direct & ~bit[other] & ~around
-                and not any(before[name] & bit[one] for one in leads_to)
-            ):
-                raise InvalidWorkflow(
-                    name,
-                    f"it depends on the condition {other!r} and on others, none of which comes "
-                    "after a task that this leads to: nothing tells which way it is of. Have it "
-                    "depend on the first task of its way, or of both",
-                )
+            leads_to = sorted({one for one in (condition.if_true, condition.if_false) if one})
+            if name in leads_to:
+                leads_to = [name]
+            elif not leads_to:
+                continue
+            elif other in task.joined or inside[other] & ~direct:
+                own.add(other)
+                continue
+            else:
+                leads_to = [one for one in leads_to if before[name] & bit[one]]
+                # The condition of the way that this one is in, which its tasks depend on as well.
+                if not leads_to and direct & ~bit[other] & ~(conditions & before[other]):
+                    doubtful = doubtful or other
+            if leads_to:
+                inside[name] |= bit[other]
+                ways += [(other, one) for one in leads_to]
+        outer = 0
+        for other, _ in ways:
+            outer |= before[other]
+        around = tuple((other, one) for other, one in ways if not bit[other] & outer)
+        found[name] = Ways(around, frozenset(own), doubtful)
+    return found
 
 
 def _workflow(data: Any, name: str) -> tuple[Any, Mapping[Any, Any]]:
@@ -415,6 +450,7 @@ def _task(
     waits = [*operator.dependencies, *getattr(operator, "join_tasks", ())]
     # A parallel ends with its branches: who waits for a task in one of them waits for it.
     dependencies = list(dict.fromkeys(branch_of.get(name, name) for name in waits))
+    said = {branch_of.get(name, name) for name in operator.dependencies}
     if kind == TASK and operator.function == _WAIT_FOR_BRANCHES:
         kind = JOIN
     retry = operator.retry_policy or (policy if kind == TASK else None)
@@ -424,6 +460,7 @@ def _task(
         "task_id": operator.task_id,
         "operator": kind,
         "dependencies": dependencies,
+        "joined": [name for name in dependencies if name not in said],
         "trigger_rule": _word(operator.trigger_rule),
         "result_key": operator.result_key,
         "retry": None if retry is None else _retry(operator.task_id, retry),

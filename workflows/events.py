@@ -152,7 +152,8 @@ class Events:
         Of a run, it takes the correlation key from a client that waits with it, whose wait is
         over then.
 
-        Raises InvalidRequest, InvalidName, SubscriptionTaken (another one waits with this
+        Raises InvalidRequest, InvalidName, RunEnded for a step whose run has ended,
+        SubscriptionTaken (another one waits with this
         correlation key), KeyReused (this step waits for another event), TooManyWaiters.
         """
         check_segment(run, "run")
@@ -184,7 +185,8 @@ class Events:
         """What the wait was given, or that its time is over; None while it waits.
 
         Durable on return: who asks again gets the same for `[events] keep`, whatever happened
-        to the answer. Raises NotFound, also for another tenant's.
+        to the answer. Raises NotFound, also for another tenant's; RunEnded where the run of its
+        step has ended, and what was not claimed is for others.
         """
         with self._catalog.read() as snapshot:
             wait = self._own(snapshot, subscription_id)
@@ -286,11 +288,6 @@ class Events:
             with suppress(CatalogClosed, NotFound):
                 self.cancel(wait.subscription_id)
         return claimed
-
-    def wait_of(self, subscription_id: str) -> Subscription:
-        """The wait as it is; raises NotFound, also for another tenant's."""
-        with self._catalog.read() as snapshot:
-            return self._own(snapshot, subscription_id)
 
     def cancel(self, subscription_id: str) -> None:
         """End a wait and forget it; durable on return. A held event that it was given and has

@@ -56,7 +56,8 @@ def _json(text: bytes) -> tuple[Any] | None:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError):
         return None
-    return None if is_too_deep(value) else (value,)
+    # In its event it is a level deeper.
+    return None if is_too_deep([value]) else (value,)
 
 
 def _form(body: bytes) -> dict[str, str | list[str]] | None:

@@ -14,6 +14,7 @@ for that, since nobody else writes meanwhile.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Final, TypeVar, final
@@ -25,8 +26,16 @@ from msgspec import UNSET
 from cas.catalog import Catalog, Snapshot, Transaction
 from cas.clock import DAY_US
 from cas.endings import end, let_go, step_as_of
-from cas.errors import NotFound, RunEnded, ToolFailed, TooManyRuns
-from cas.events import drop, subscription_id
+from cas.errors import (
+    BlobcaskError,
+    CatalogClosed,
+    CatalogFailed,
+    NotFound,
+    RunEnded,
+    ToolFailed,
+    TooManyRuns,
+)
+from cas.events import REMEMBERED_US, drop, subscription_id
 from cas.identifiers import new_id
 from cas.listing import PAGE_MAX, Page, newest, own
 from cas.once import OnceKey, once
@@ -70,6 +79,8 @@ TOLD_IN_ALL_BYTES_MAX: Final = 8 << 20
 STEPS_TOLD_MAX: Final = 1000
 _ITEMS_AT_ONCE: Final = 500  # written in one transaction
 _PAGE: Final = 100  # results read at once
+
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -235,12 +246,15 @@ class Runs:
         actor: str,
         request_id: str,
         keep_us: int = 30 * DAY_US,
+        events_keep_us: int = REMEMBERED_US,
         open_max: int = 0,
     ) -> None:
-        """`keep_us`: how long a run is remembered that is cancelled here; `open_max`: how many
-        may be open at once, 0: any number."""
+        """`keep_us`: how long a run is remembered that is cancelled here, `events_keep_us`: what
+        tells of what ends with it (`[events] keep`); `open_max`: how many may be open at once,
+        0: any number."""
         self._catalog = catalog
         self._keep_us = keep_us
+        self._events_keep_us = events_keep_us
         self._open_max = open_max
         self._tenant_id = check_segment(tenant_id, "tenant")
         self._actor = actor
@@ -303,10 +317,10 @@ class Runs:
             run = self._own(txn, run_id)
             if run.status in ENDED:
                 raise RunEnded(run.status)
-            return _end(txn, run, CANCELLED, "", self._keep_us)
+            return _end(txn, run, CANCELLED, "", self._keep_us, self._events_keep_us)
 
         run = self._catalog.write(change, actor=self._actor, request_id=self._request_id)
-        return _let_go(self._catalog, run, self._actor)
+        return _let_go(self._catalog, run, self._actor, self._events_keep_us)
 
     def _own(self, snapshot: Snapshot, run_id: str) -> Run:
         run = own(snapshot, Run, self._tenant_id, run_id)
@@ -319,9 +333,17 @@ class Runs:
 class RunLog:
     """One run as the runner writes it. Every method is durable on return."""
 
-    def __init__(self, catalog: Catalog, run_id: str, keep_us: int = 30 * DAY_US) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        run_id: str,
+        keep_us: int = 30 * DAY_US,
+        events_keep_us: int = REMEMBERED_US,
+    ) -> None:
+        """`keep_us` and `events_keep_us`: see `Runs`."""
         self._catalog = catalog
         self._keep_us = keep_us
+        self._events_keep_us = events_keep_us
         self.run_id = run_id
         self.actor = f"run:{run_id}"
 
@@ -577,14 +599,11 @@ class RunLog:
                 raise NotFound("run", self.run_id)
             if run.status in ENDED:
                 return run
-            return _end(txn, run, status, error[:_ERROR_CHARS_MAX], self._keep_us)
+            error_kept = error[:_ERROR_CHARS_MAX]
+            return _end(txn, run, status, error_kept, self._keep_us, self._events_keep_us)
 
-        return _let_go(self._catalog, self._catalog.write(change, actor=self.actor), self.actor)
-
-    def let_go(self) -> None:
-        """End once more what ends with a run that has ended: a step that was at work at its
-        end may have begun something since."""
-        let_go(self._catalog, self.run_id, self.actor)
+        run = self._catalog.write(change, actor=self.actor)
+        return _let_go(self._catalog, run, self.actor, self._events_keep_us)
 
     def _step(
         self,
@@ -667,7 +686,9 @@ class RunLog:
         return run
 
 
-def _end(txn: Transaction, run: Run, status: str, error: str, keep_us: int) -> Run:
+def _end(
+    txn: Transaction, run: Run, status: str, error: str, keep_us: int, events_keep_us: int
+) -> Run:
     ended = msgspec.structs.replace(
         run,
         status=status,
@@ -678,14 +699,22 @@ def _end(txn: Transaction, run: Run, status: str, error: str, keep_us: int) -> R
         # A term is not counted from a time in doubt (invariant 10).
         undated_at=None if txn.believed else txn.now_us,
     )
-    return end(txn, ended)
+    return end(txn, ended, events_keep_us)
 
 
-def _let_go(catalog: Catalog, run: Run, actor: str) -> Run:
-    """End the rest of what ends with a run that has ended, where there is more."""
+def _let_go(catalog: Catalog, run: Run, actor: str, events_keep_us: int) -> Run:
+    """End the rest of what ends with a run that has ended, where there is more. What cannot be
+    written now, as on a full disk, is left to the sweep: the run has ended, whoever asked for it.
+    """
     if run.ending is None:
         return run
-    let_go(catalog, run.run_id, actor)
+    try:
+        let_go(catalog, run.run_id, actor, events_keep_us)
+    except (CatalogFailed, CatalogClosed):
+        raise  # the store must be opened anew
+    except (BlobcaskError, OSError) as error:
+        _log.warning("run %s has ended; the sweep ends the rest of it: %s", run.run_id, error)
+        return run
     return msgspec.structs.replace(run, ending=None)
 
 

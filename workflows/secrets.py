@@ -28,6 +28,7 @@ VALUE_BYTES_MAX: Final = 4096
 # Of one value. Each costs whoever calls, signed or not, and as much is computed where there are
 # fewer: `workflows.signatures`.
 LINES_MAX: Final = 2
+_LINES_READ: Final = 20  # of one that was set when a value could have more
 KEEP_OLD_US_MAX: Final = 90 * DAY_US
 SECRETS_MAX: Final = 1000  # of one tenant
 _BATCH: Final = 200  # secrets a transaction
@@ -146,18 +147,22 @@ def verifying(
     """All that is good of a tenant's secret at `now_us` (catalog time), a line each: its value,
     and what it was before where that was kept; raises NotFound, SecretSealed."""
     found = _found(snapshot, tenant_id, secret_id)
-    value = _open(ring, found, found.sealed)
+    lines = _lines(_open(ring, found, found.sealed))
     if old_until(found, now_us) is None:
-        return value
+        return b"\n".join(lines)
     try:
-        return value + b"\n" + _open(ring, found, found.old_sealed)
+        return b"\n".join(lines + _lines(_open(ring, found, found.old_sealed)))
     except SecretSealed:
         complaints.make(
             "secret %s of %s: what it was before cannot be opened, so it is not good",
             secret_id,
             tenant_id,
         )
-        return value
+        return b"\n".join(lines)
+
+
+def _lines(value: bytes) -> list[bytes]:
+    return [line for line in value.splitlines() if line.strip()][:_LINES_READ]
 
 
 def _found(snapshot: Snapshot, tenant_id: str, secret_id: str) -> Secret:

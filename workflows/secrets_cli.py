@@ -104,8 +104,8 @@ def remove_secrets(call: Call, names: tuple[str, ...], tenant: str) -> None:
 def reseal(call: Call) -> None:
     """Encrypt the secrets of all tenants with the newest key of ROOT/keys/secrets.
 
-    To change the key: append a line to that file, restart the server, run this, and take the
-    old line out.
+    To change the key: append a line to that file, restart server, runner and replicator, run
+    this, and take the old line out.
     """
     with call.open() as store:
         count = secrets.reseal(store.catalog, load_keys(call.settings).secrets)

@@ -22,7 +22,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from binascii import Error as NotBase64
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -50,7 +50,6 @@ FORM: Final = "application/x-www-form-urlencoded"
 
 # How far the time in a call may be from ours, as Slack, Stripe and Standard Webhooks advise.
 TOLERANCE_S: Final = 300
-_SECRETS_MAX: Final = 20  # that are good at once: lines of a secret, and of what it was before
 _SIGNATURES_MAX: Final = 20  # of one call: a sender that changes its secret sends some
 PARAMETERS_MAX: Final = 1000  # of a form
 # A call that proves nothing is compared with so many keys by each algorithm: those of two values
@@ -261,7 +260,7 @@ class _Keys:
     def __init__(self, secret: bytes) -> None:
         lines = [line.strip() for line in secret.splitlines()]
         # A line that a value and the one before it have in common is one key.
-        self._keys = list(dict.fromkeys(filter(None, lines)))[:_SECRETS_MAX]
+        self._keys = list(dict.fromkeys(filter(None, lines)))
         self._spent: Counter[tuple[str, str]] = Counter()
         self._texts: list[bytes] | None = None
 
@@ -486,8 +485,3 @@ def _key(shown: bytes) -> bytes:
         return b64decode(text + b"=" * (-len(text) % 4), validate=True) or shown
     except (NotBase64, ValueError):
         return shown
-
-
-def standard_secret(key: bytes) -> bytes:
-    """A key as senders of Standard Webhooks are told it."""
-    return b"whsec_" + b64encode(key)

@@ -105,6 +105,7 @@ class Workflows:
             actor=actor,
             request_id=request_id,
             keep_us=self._store.settings.workflows.keep,
+            events_keep_us=self._store.settings.events.keep,
             open_max=self._store.settings.limits.tenant_runs,
         )
 

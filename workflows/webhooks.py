@@ -37,9 +37,10 @@ from cas.errors import (
     NotFound,
     SecretSealed,
     TooLarge,
+    TooManyHeld,
     WebhookClosed,
 )
-from cas.events import check_correlation_key, check_event_name, publish
+from cas.events import check_correlation_key, check_event_name, publish, refuse_ended
 from cas.identifiers import new_id
 from cas.listing import Page, newest, own
 from cas.once import OnceKey, once
@@ -111,8 +112,9 @@ class Webhooks:
         Its run need not be known here. So that of another tenant is as good as one that is not
         there: neither is told of, then or by a call (invariant 9).
 
-        Raises InvalidRequest, InvalidName with the field's value and the reason; KeyReused;
-        NotFound where the key's webhook was removed since.
+        Raises InvalidRequest, InvalidName with the field's value and the reason; RunEnded for a
+        run of the tenant's that has ended, which would take no call; KeyReused; NotFound where
+        the key's webhook was removed since.
         """
         event_name = _check(wanted)
         signature = signatures.read_scheme(wanted.kind, wanted.signature)
@@ -122,6 +124,7 @@ class Webhooks:
 
         def change(txn: Transaction) -> Webhook:
             def insert() -> str:
+                refuse_ended(txn, self._tenant_id, wanted.run)
                 if txn.get(Secret, self._tenant_id, wanted.secret_id) is None:
                     raise InvalidRequest(wanted.secret_id, "secret_id: there is no such secret")
                 webhook = Webhook(
@@ -211,7 +214,10 @@ class WebhookCall:
         webhook_id: str,
         request_id: str,
         held_bytes_max: int = 0,
+        *,
+        complaints: Complaints,
     ) -> None:
+        self._complaints = complaints
         self._catalog = catalog
         self._held_bytes_max = held_bytes_max
         self._secret = secret
@@ -266,7 +272,16 @@ class WebhookCall:
                         webhook_id,
                         webhook.secret_id,
                     )
-        return cls(catalog, secret, settings, webhook, webhook_id, request_id, held_bytes_max)
+        return cls(
+            catalog,
+            secret,
+            settings,
+            webhook,
+            webhook_id,
+            request_id,
+            held_bytes_max,
+            complaints=complaints,
+        )
 
     def take(self, call: Call) -> Taken:
         """Make a call that is signed well an event; durable on return.
@@ -301,6 +316,7 @@ class WebhookCall:
             proof,
             self._request_id,
             self._held_bytes_max,
+            self._complaints,
         )
 
 
@@ -323,7 +339,9 @@ class ProvedCall:
         proof: Proof,
         request_id: str,
         held_bytes_max: int,
+        complaints: Complaints,
     ) -> None:
+        self._complaints = complaints
         self._catalog = catalog
         self._held_bytes_max = held_bytes_max
         self._settings = settings
@@ -336,8 +354,8 @@ class ProvedCall:
         """Make the call an event, or find the one that it was made before; durable on return.
 
         Raises WebhookClosed when the webhook takes no more, InvalidRequest when the call was
-        signed too long ago or in the future; TooManyHeld, after which its sender tries again. Who
-        may read that has a good signature.
+        signed too long ago or in the future; TooManyHeld, which the log tells of, too: not every
+        sender tries again. Who may read that has a good signature.
         """
         handshake = read_handshake(self._call, self.webhook.kind)
 
@@ -345,7 +363,17 @@ class ProvedCall:
             return self._take(txn) if handshake is None else self._greet(txn, handshake)
 
         actor = f"webhook:{self.webhook.webhook_id}"
-        return self._catalog.write(change, actor=actor, request_id=self._request_id)
+        try:
+            return self._catalog.write(change, actor=actor, request_id=self._request_id)
+        except TooManyHeld:
+            # Without the numbers: it is one complaint, however much each call has.
+            self._complaints.make(
+                "webhook %s of %s: its calls are refused, since the tenant has as many held "
+                "events as [limits] tenant_held_events allows",
+                self.webhook.webhook_id,
+                self.webhook.tenant_id,
+            )
+            raise
 
     def _greet(self, txn: Transaction, handshake: Handshake) -> Taken:
         """Answer a handshake, which leaves no trace: nothing has happened, and a webhook for a

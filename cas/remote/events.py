@@ -39,7 +39,8 @@ class RemoteEvents:
         `hold_s`: where nobody waits it is kept so long, for the first wait that begins. A lost
         answer is asked for again, and makes no second event.
 
-        Raises NoWaitingWorkflow, InvalidRequest, TooLarge, KeyReused, AccessDenied.
+        Raises NoWaitingWorkflow, TooManyHeld where it is to be held and there is no room,
+        InvalidRequest, TooLarge, KeyReused, AccessDenied.
         """
         asked: JSON = {"event_name": event_name, "payload": payload}
         if correlation_key is not None:

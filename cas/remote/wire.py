@@ -188,7 +188,9 @@ def raise_problem(answer: httpx.Response) -> None:
 
 
 # Answers of 503 and 429 that another try, soon, would not change.
-_LASTING: Final = frozenset({"blob_unavailable", "secret_unavailable", "too_many_runs"})
+_LASTING: Final = frozenset(
+    {"blob_unavailable", "secret_unavailable", "too_many_held", "too_many_runs"}
+)
 
 _ERRORS: Final[Mapping[str, Callable[[JSON, str], BlobcaskError]]] = {
     "invalid_input": lambda form, text: InvalidRequest("request", text),

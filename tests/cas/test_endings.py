@@ -13,11 +13,11 @@ import pytest
 from cas.catalog import Transaction
 from cas.clock import DAY_US
 from cas.config import Settings, Size, StoreSettings
-from cas.endings import PORTION, end, let_go
+from cas.endings import PORTION, VAIN_MAX, end, let_go
 from cas.errors import NoWaitingWorkflow
 from cas.events import claim, is_waiting, post, publish, subscribe
 from cas.forgetting import Forgotten
-from cas.once import step_key
+from cas.once import once, step_key
 from cas.records import (
     CANCELLED,
     COMPLETED,
@@ -148,7 +148,10 @@ def test_a_run_with_much_ends_in_portions(store: Store) -> None:
     assert seq(store) == again, "there is nothing left to write"
 
 
-def test_what_is_looked_at_in_vain_counts_as_well(store: Store) -> None:
+def test_what_is_looked_at_in_vain_counts_as_well(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cas.endings.VAIN_MAX", PORTION)
     for number in range(PORTION + 1):
         given = wait(store, f"{number}", f"told-{number}")
         store.catalog.write(
@@ -211,6 +214,27 @@ def test_links_approvals_and_webhooks_end_first(store: Store, clock: HandClock) 
     clock.advance(DAY_US // 2)
     let_go(store.catalog, RUN, ACTOR)
     assert of_run(store, Webhook) == webhooks, "they were over"
+
+
+@pytest.mark.parametrize("keys", [PORTION + 1, VAIN_MAX + 1])
+def test_they_end_first_however_much_the_steps_have_done(store: Store, keys: int) -> None:
+    def emitted(txn: Transaction) -> None:
+        for number in range(keys):
+            once(txn, "acme", step_key(RUN, f"a#{number}", "event"), lambda: '["x",1]')
+
+    store.catalog.write(emitted)
+    upload_of(store, 0)
+    inserted(store, approval_of(0), webhook_of(0))
+    far = keys > VAIN_MAX
+    assert (ended(store).ending is not None) == far
+    assert [approval.status for approval in of_run(store, Approval)] == [CANCELLED]
+    assert [webhook.expires_at for webhook in of_run(store, Webhook)] == [START_US]
+    # Links are found by those keys alone, which are not all looked at in one transaction.
+    assert [upload.status for upload in of_run(store, PendingUpload)] == [
+        PENDING if far else CANCELLED
+    ]
+    let_go(store.catalog, RUN, ACTOR)
+    assert [upload.status for upload in of_run(store, PendingUpload)] == [CANCELLED]
 
 
 def test_a_completed_run_leaves_what_it_made(store: Store) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cas.catalog import Transaction
@@ -21,6 +22,7 @@ from cas.errors import (
     InvalidRequest,
     KeyReused,
     NoWaitingWorkflow,
+    RunEnded,
     SubscriptionTaken,
     TooManyHeld,
     TooManyWaiters,
@@ -41,10 +43,10 @@ from cas.events import (
     subscription_id,
     topic,
 )
-from cas.records import EVENT_BYTES, Event, Mark, Run, Subscription
+from cas.records import CANCELLED, EVENT_BYTES, RUNNING, Event, Mark, Run, Subscription
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
-from cas.totals import held_of
+from cas.totals import held_bytes, held_of
 from tests.audit import audit
 from tests.clocks import START_US, HandClock
 
@@ -335,7 +337,7 @@ def test_what_speaks_of_a_run_is_there_for_as_long_as_the_run(
     assert wait(store, "a").event_id == event.event_id
     assert is_waiting(wait(store, "all", "all"))
     store.catalog.write(lambda txn: txn.replace(run(None)))
-    assert is_waiting(wait(store, "b", "approval_b"))
+    assert is_waiting(wait(store, "waiter:b", "approval_b"))
 
 
 # --- how many wait
@@ -655,6 +657,19 @@ def test_what_a_nameless_wait_was_given_first_is_forgotten_in_minutes_too(
     assert wait(store, "a").event_id == event.event_id
 
 
+def test_what_a_nameless_wait_has_claimed_is_forgotten_in_minutes_too(
+    store: Store, clock: HandClock
+) -> None:
+    kept = claimed(store, wait(store, "waiter:me", run="direct", timeout_us=0))
+    gone, named = wait(store, NAMELESS, run="direct"), wait(store, "waiter:you", run="direct")
+    posted(store)
+    assert (claimed(store, gone).forget_at, claimed(store, named).forget_at) == (
+        START_US + IN_VAIN_US,
+        START_US + REMEMBERED_US,
+    )
+    assert kept.forget_at == START_US + IN_VAIN_US
+
+
 def test_what_others_may_have_is_not_for_a_client_that_is_all_but_gone(store: Store) -> None:
     gone = wait(store, NAMELESS, run="direct")
     event, _ = posted(store, hold_us=HOUR_US)
@@ -733,12 +748,78 @@ def test_so_much_of_a_tenant_is_held_for_later(store: Store, clock: HandClock) -
     hold()
 
 
-def test_what_the_store_tells_is_kept_in_any_case_and_counts(store: Store) -> None:
-    event = happens(store)
+def test_what_the_store_tells_is_kept_in_any_case_and_keeps_no_others_out(store: Store) -> None:
+    def told() -> Event:
+        return store.catalog.write(
+            lambda txn: publish(
+                txn, "acme", "push", b"1", open_us=DAY_US, once=True, held_bytes_max=1000
+            )
+        )[0]
+
+    for _ in range(3):
+        happens(store)
+    assert held(store) == 0
+    event = told()
     assert held(store) == EVENT_BYTES + len(event.payload)
     with pytest.raises(TooManyHeld):
-        store.catalog.write(
-            lambda txn: publish(txn, "acme", "push", b"1", open_us=DAY_US, held_bytes_max=1000)
-        )
+        told()
     happens(store)
-    assert held(store) == 2 * (EVENT_BYTES + len(event.payload))
+    assert held(store) == EVENT_BYTES + len(event.payload)
+    with store.catalog.read() as snapshot:
+        assert held_bytes(snapshot) == held(store)
+
+
+def test_what_is_held_is_summed_up_over_all_tenants(store: Store) -> None:
+    for tenant in ("a", "b", "z"):
+        store.catalog.write(
+            lambda txn, tenant=tenant: post(txn, tenant, "x", b"1", None, hold_us=DAY_US)  # type: ignore[misc]
+        )
+    wait(store, "a")  # another total
+    with store.catalog.read() as snapshot:
+        assert held_bytes(snapshot) == 3 * (EVENT_BYTES + 1)
+
+
+# --- of a run that has ended
+
+
+def ended(store: Store, run: str) -> None:
+    def change(txn: Transaction) -> None:
+        found = txn.get(Run, run)
+        assert found is not None
+        txn.replace(msgspec.structs.replace(found, status=CANCELLED, open=None))
+
+    store.catalog.write(change)
+
+
+def test_a_step_of_an_ended_run_takes_no_event_and_no_key(store: Store) -> None:
+    for name in ("run-1", "run-2"):
+        began = Run(name, "acme", "it", RUNNING, START_US, "ada")
+        store.catalog.write(lambda txn, began=began: txn.insert(began))  # type: ignore[misc]
+    given = wait(store, "given", key="k")
+    posted(store, key="k", hold_us=DAY_US)
+    told = claimed(store, wait(store, "told", "unpaid", key=None, timeout_us=0))
+    ended(store, "run-1")
+    client = wait(store, "waiter:me", "asked", "k", run="direct")
+    event, _ = posted(store, "sent", hold_us=DAY_US)
+    for name, key in (("sent", None), ("asked", "k")):
+        with pytest.raises(RunEnded) as refused:
+            wait(store, name, name, key)
+        assert refused.value.status == CANCELLED
+    assert is_waiting(now(store, client))
+    assert now(store, client).keyed_for is not None
+    assert wait(store, "a", "sent", run="run-2").event_id == event.event_id
+    # What it was given and has not claimed is for others; what it has claimed is told again.
+    with pytest.raises(RunEnded):
+        claimed(store, given)
+    assert claimed(store, told) == told
+    dropped(store, given)
+    assert wait(store, "b", key="k", run="run-2").event_id == given_to(store, "k")
+    # One of another tenant, and one that is not known here, may be anything.
+    for tenant in ("other", "acme"):
+        run = "run-1" if tenant == "other" else "unknown"
+        assert is_waiting(wait(store, "a", "nothing", run=run, tenant=tenant))
+
+
+def given_to(store: Store, key: str) -> str:
+    (found,) = [one for one in events(store, name="paid") if one.correlation_key == key]
+    return found.event_id

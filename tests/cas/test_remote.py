@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner
 
@@ -27,6 +28,7 @@ from cas.records import CANCELLED, PENDING
 from cas.references import parse_reference
 from cas.remote import RemoteStore
 from cas.remote.uploads import RESUMABLE_BYTES
+from cas.remote.wire import raise_problem
 from cas.retention import parse_retention
 from cas.uploads import UploadRequest
 from tests.gateway.served import Served, serving
@@ -260,6 +262,14 @@ def test_what_is_not_a_blobcask_server_is_named() -> None:
         pytest.raises(errors.ServerUnreachable, match="not a blobcask server"),
     ):
         store.files().list()
+
+
+def test_what_has_no_room_for_long_is_not_asked_for_again() -> None:
+    problem = {"status": "error", "code": "TOO_MANY_HELD", "message": "full", "limit_bytes": 7}
+    request = httpx.Request("POST", "https://files.example.org/api/v1/events/acme")
+    with pytest.raises(errors.TooManyHeld) as refused:
+        raise_problem(httpx.Response(429, json=problem, request=request))
+    assert refused.value.limit_bytes == 7
 
 
 def test_an_overloaded_server_is_asked_again_as_late_as_it_wishes() -> None:

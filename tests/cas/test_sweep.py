@@ -435,8 +435,8 @@ def test_a_client_whose_key_a_run_took_leaves_nothing_for_long(
 
 def test_a_run_is_forgotten_with_all_that_belongs_to_it(store: Store, clock: HandClock) -> None:
     now_us = clock.now_us()
-    inserted(store, run_of("run-1", ended_us=now_us), run_of("run-2"), run_of("run-10"))
     for run in ("run-1", "run-2", "run-10"):
+        waits(store, "a", run=run, timeout_us=None)
         inserted(
             store,
             RunText(run, b"{}", b"{}"),
@@ -446,7 +446,7 @@ def test_a_run_is_forgotten_with_all_that_belongs_to_it(store: Store, clock: Han
             approval_of(f"approval-{run}", run, now_us, open_until=None, status="approved"),
             webhook_of(f"webhook-{run}", run, None),
         )
-        waits(store, "a", run=run, timeout_us=None)
+    inserted(store, run_of("run-1", ended_us=now_us), run_of("run-2"), run_of("run-10"))
     clock.advance(KEEP_US - 1)
     assert swept_workflows(store) == Forgotten()
     clock.advance(1)
@@ -505,8 +505,8 @@ def test_what_changed_since_the_plan_of_workflows_is_left_alone(
 ) -> None:
     clock.trusted = True
     inserted(store, approval_of("a", "run-1", clock.now_us()))
-    inserted(store, run_of("run-1", ended_us=clock.now_us()))
     wait = waits(store, "a", timeout_us=HOUR_US)
+    inserted(store, run_of("run-1", ended_us=clock.now_us()))
     clock.advance(KEEP_US + DAY_US)
     made = plan(store)
     assert made.workflows.counts() == {

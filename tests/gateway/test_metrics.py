@@ -132,6 +132,7 @@ def test_bytes_and_commits_are_counted(root: Path) -> None:
         assert (value(found, "stored_bytes"), value(found, "stored_blobs")) == (100_000, 1)
         assert (value(found, "evicted_bytes"), value(found, "evicted_blobs")) == (0, 0)
         assert value(found, "uploads_pending") == 1  # the first link of a new store
+        assert value(found, "events_held_bytes") == 0
         assert value(found, "free_bytes") > 0
         assert value(found, "free_inodes") > 0
         assert value(found, "journal_seq") > 0
@@ -328,7 +329,9 @@ def test_the_runner_is_told(root: Path, clock: HandClock) -> None:
     with Store.open(root, Settings(), clock=clock) as store:
         vitals = vitals_of(store)
         assert (vitals.runner_up, vitals.runner_silent_seconds) == (0, None)
-        beat = RunnerBeat(1, 0, clock.now_us(), runs=7, steps=2, oldest_step_us=5 * SECOND_US)
+        beat = RunnerBeat(
+            1, 0, clock.now_us(), runs=7, steps=2, oldest_step_us=5 * SECOND_US, late=4
+        )
         write_beat(root / STATUS, beat)
         clock.advance(3 * SECOND_US)
         place = Alone(root / PLACE)
@@ -339,7 +342,7 @@ def test_the_runner_is_told(root: Path, clock: HandClock) -> None:
             place.close()
         assert (vitals.runner_up, vitals.runner_silent_seconds) == (1, 3.0)
         assert (vitals.runner_runs, vitals.runner_steps) == (7, 2)
-        assert vitals.runner_oldest_step_seconds == 5.0
+        assert (vitals.runner_oldest_step_seconds, vitals.runner_late_calls) == (5.0, 4)
         vitals = vitals_of(store)
         assert (vitals.runner_up, vitals.runner_steps) == (0, None)  # what was at work is not
 

@@ -483,6 +483,7 @@ def test_a_secret_that_no_key_opens_is_answered_as_an_unknown_webhook(served: Se
 def test_a_webhook_says_nothing_of_another_tenants_run(served: Served) -> None:
     token = served.token("manage_workflows", tenant="nosy")
     keep(served, "github", SECRET, "--tenant", "nosy")
+    own = registered(served, run="run-of-another")
     run = Run("run-of-another", "default", "x", CANCELLED, 1, "ann", open=None)
     settings = Settings(store=StoreSettings(root=served.root, min_free=Size(0)))
     with Store.open(served.root, settings) as store:
@@ -492,8 +493,9 @@ def test_a_webhook_says_nothing_of_another_tenants_run(served: Served) -> None:
         assert made.status == 201
         taken = call(served, made.form["webhook_id"])
         assert (taken.status, taken.form["delivered_to"]) == (200, 0)
-    own = registered(served, run="run-of-another")
     assert code(call(served, own)) == "WEBHOOK_CLOSED"
+    late = register(served, run="run-of-another")
+    assert (late.status, code(late)) == (409, "RUN_ENDED")
 
 
 def test_wrong_signatures_are_guesses_and_good_ones_pass(served: Served) -> None:

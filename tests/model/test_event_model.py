@@ -308,8 +308,8 @@ class EventModel(RuleBasedStateMachine):
         assert self.claims.setdefault(wait.wait_id, told) == told
 
     def take(self, wait: Wait) -> None:
-        in_vain = wait.event is None and wait.of_client
-        wait.state, wait.forget = "claimed", self.now + (IN_VAIN_US if in_vain else KEEP_US)
+        brief = wait.of_client and (wait.event is None or wait.nameless)
+        wait.state, wait.forget = "claimed", self.now + (IN_VAIN_US if brief else KEEP_US)
 
     @rule(data=st.data())
     def conclude(self, data: st.DataObject) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from cas.approvals import close_approval
 from cas.catalog import Transaction
-from cas.clock import HOUR_US, SECOND_US, SystemClock
+from cas.clock import DAY_US, HOUR_US, SECOND_US, SystemClock
 from cas.config import CallbackSettings, Duration, MailSettings, Settings, StoreSettings
 from cas.deliveries import CALLBACK, DELAYS_US, MAIL, enqueue
 from cas.keys import load_keys
@@ -69,7 +69,13 @@ def enqueued(
     **other: Any,
 ) -> Delivery:
     payload = {"to": to, "subject": "A decision – yours", "text": TEXT, "html": HTML, **other}
-    return store.catalog.write(lambda txn: enqueue(txn, "t1", MAIL, about, to, payload, ring=ring))
+
+    def change(txn: Transaction) -> Delivery:
+        if txn.get(Approval, about) is None:
+            txn.insert(approval(txn.now_us, about, 100 * DAY_US))
+        return enqueue(txn, "t1", MAIL, about, to, payload, ring=ring)
+
+    return store.catalog.write(change)
 
 
 def mail_settings(server: MailServer, **other: Any) -> MailSettings:
@@ -183,8 +189,9 @@ def test_an_address_that_is_not_ascii_needs_a_server_that_takes_it(store: Store)
 def test_what_was_recorded_before_mails_were_sealed_goes_out(store: Store) -> None:
     payload = {"to": "ada@example.org", "subject": "s", "text": TEXT, "html": ""}
     with mail_server() as server:
+        store.catalog.write(lambda txn: txn.insert(approval(txn.now_us, "asked")))
         delivery = store.catalog.write(
-            lambda txn: enqueue(txn, "t1", MAIL, "approval", "ada@example.org", payload)
+            lambda txn: enqueue(txn, "t1", MAIL, "asked", "ada@example.org", payload)
         )
         send_due(store, mail_settings(server))
         (mail,) = server.received
@@ -230,10 +237,39 @@ def test_a_mail_whose_links_would_decide_nothing_is_not_sent(
     assert ended.last_error == f"the approval is {end} already"
 
 
-def approval(now_us: int) -> Approval:
+def test_a_mail_for_an_approval_that_is_forgotten_is_not_sent(store: Store) -> None:
+    asked = approval(store.about_now_us(), "gone")
+    store.catalog.write(lambda txn: txn.insert(asked))
+    delivery = enqueued(store, about="gone")
+    store.catalog.write(lambda txn: txn.delete(asked))
+    with mail_server() as server:
+        send_due(store, mail_settings(server))
+        assert server.received == []
+    ended = state(store, delivery)
+    assert (ended.status, ended.last_error) == (CANCELLED, "the approval is forgotten already")
+
+
+def test_a_mail_that_arrived_stays_done_when_it_is_sent_again_for_nothing(store: Store) -> None:
+    asked = approval(store.about_now_us())
+    store.catalog.write(lambda txn: txn.insert(asked))
+    delivery = enqueued(store, about=asked.approval_id)
+    with mail_server() as server:
+        send_due(store, mail_settings(server))
+        store.deliveries("t1", "tests").resend(delivery.delivery_id)
+        store.catalog.write(lambda txn: close_approval(txn, asked, "approved"))
+        assert state(store, delivery).status == DONE
+        store.deliveries("t1", "tests").resend(delivery.delivery_id)
+        send_due(store, mail_settings(server))
+        assert len(server.received) == 1
+    assert (state(store, delivery).status, state(store, delivery).last_error) == (DONE, "")
+
+
+def approval(
+    now_us: int, name: str = "01890000-0000-7000-8000-000000000001", term_us: int = HOUR_US
+) -> Approval:
     """A pending one, for an hour."""
     return Approval(
-        approval_id="01890000-0000-7000-8000-000000000001",
+        approval_id=name,
         tenant_id="t1",
         workflow_run_id="run-1",
         approval_key="k",
@@ -245,8 +281,8 @@ def approval(now_us: int) -> Approval:
         status=PENDING,
         created_at=now_us,
         created_by="ann",
-        expires_at=now_us + HOUR_US,
-        open_until=now_us + HOUR_US,
+        expires_at=now_us + term_us,
+        open_until=now_us + term_us,
     )
 
 

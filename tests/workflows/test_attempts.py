@@ -87,6 +87,26 @@ def test_a_tenant_has_so_many_calls_whose_time_is_over(scene: Scene) -> None:
     until(lambda: scene.attempts.crowded_s("acme") == 0.0)
 
 
+def test_calls_that_go_on_are_counted(scene: Scene) -> None:
+    assert scene.attempts.late() == 0
+    scene.late(SPOT, "acme")
+    scene.late(OTHER, "other")
+    assert scene.attempts.late() == 2
+    scene.goes_on.set()
+    until(lambda: scene.attempts.late() == 0)
+
+
+def test_where_there_is_no_thread_nothing_is_called(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    with pytest.raises(OSError, match="start new thread"):
+        scene.attempts.within(SPOT, "acme", 60.0, "t.x", lambda: pytest.fail("it was called"))
+
+
 @pytest.mark.parametrize("limit_s", [None, 60.0])
 def test_what_a_call_comes_to_within_its_time_is_passed_on(
     scene: Scene, limit_s: float | None

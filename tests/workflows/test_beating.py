@@ -82,10 +82,18 @@ def test_steps_at_work_are_counted_with_the_age_of_the_oldest() -> None:
     assert at_work.told() == (0, 0)
 
 
+def test_steps_at_work_are_counted_by_run() -> None:
+    at_work = AtWork()
+    with at_work.one("a"), at_work.one("b"), at_work.one("a"):
+        assert (at_work.of("a"), at_work.of("b"), at_work.of("c")) == (2, 1, 0)
+    assert at_work.of("a") == 0
+
+
 def test_a_beat_is_written_when_it_is_due(root: Path, clock: HandClock) -> None:
     now_s = 0.0
     with Store.open(root, clock=clock) as store:
-        beating = Beating(store, AtWork(lambda: now_s), lambda: now_s)
+        late = 0
+        beating = Beating(store, AtWork(lambda: now_s), lambda: now_s, lambda: late)
         began_us = clock.now_us()
         beating.beat(waits=True)
         first = RunnerBeat(os.getpid(), began_us, began_us, waits=True)
@@ -97,8 +105,9 @@ def test_a_beat_is_written_when_it_is_due(root: Path, clock: HandClock) -> None:
         clock.advance(5 * SECOND_US)
         beating.failed()
         beating.failed()
+        late = 7
         beating.beat(3)
-        told = RunnerBeat(os.getpid(), began_us, clock.now_us(), runs=3, failures=2)
+        told = RunnerBeat(os.getpid(), began_us, clock.now_us(), runs=3, failures=2, late=7)
         assert beat_of(store) == told
         now_s = 10.0
         beating.looked()

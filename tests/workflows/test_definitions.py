@@ -348,6 +348,45 @@ def test_a_task_that_may_be_of_either_way_is_refused(dependencies: list[str]) ->
     assert "the condition 'big'" in odd.reason
 
 
+def two_ways(name: str) -> Callable[[WorkflowBuilder], WorkflowBuilder]:
+    return lambda b: b.condition(
+        name,
+        "1 > 0",
+        lambda f: f.task(f"{name}_yes", "t"),
+        lambda f: f.task(f"{name}_no", "t"),
+        dependencies=[],
+    )
+
+
+def test_a_join_of_conditions_is_of_no_way() -> None:
+    definition = parsed(
+        lambda b: (
+            two_ways("second")(two_ways("first")(b.task("a", "t")))
+            .join("both", ["a", "first", "second"], JoinMode.ALL_SUCCESS, dependencies=[])
+            .join("after", ["a", "first"], JoinMode.ALL_SUCCESS)
+        )
+    )
+    assert definition.tasks["both"].joined == ["a", "first", "second"]
+    assert definition.tasks["after"].joined == ["a", "first"]
+    assert Definition.from_json(definition.to_json()) == definition
+    odd = refused(
+        lambda b: two_ways("second")(two_ways("first")(b)).task(
+            "both", "t", dependencies=["first", "second"]
+        )
+    )
+    assert (odd.value, "join_tasks" in odd.reason) == ("both", True)
+
+
+def test_who_depends_on_the_inner_condition_alone_is_of_no_way() -> None:
+    definition = parsed(
+        lambda b: b.condition(
+            "urgent", "1 > 0", lambda f: f.task("page", "t"), two_ways("big")
+        ).task("done", "t", dependencies=["page", "big"])
+    )
+    assert definition.tasks["big"].dependencies == ["urgent"]
+    assert set(definition.tasks["done"].dependencies) == {"page", "big"}
+
+
 def test_a_task_that_comes_after_its_way_may_depend_on_more() -> None:
     definition = parsed(choice_with(["other", "pay"]))
     assert definition.tasks["book"].dependencies == ["other", "pay", "big"]

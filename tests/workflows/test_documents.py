@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.workflows.papers import Paper, locked_pdf, papers, pdf_of
-from workflows.llm import confined
+from tests.workflows.running import until
+from workflows.llm import confined, text_process
 from workflows.llm.documents import Document, Unreadable, one_line, read_document
 
 PLENTY = 1 << 20
@@ -212,3 +216,37 @@ def _bare_pdf(contents: Sequence[str | bytes], more: str = "") -> bytes:
     table += b"".join(b"%010d 00000 n \n" % place for place in places)
     tail = b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n"
     return body + table + tail % (len(objects) + 1, len(body))
+
+
+STARTS = """
+import subprocess, sys, time
+words = [sys.executable, "-I", sys.argv[1], "60", "pdf", "1"]
+print(subprocess.Popen(words, stdin=int(sys.argv[2])).pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_process_ends_with_the_one_that_waits_for_it() -> None:
+    never, held = os.pipe()  # held open here: it does not end because nothing more comes
+    try:
+        words = [sys.executable, "-c", STARTS, text_process.__file__, str(never)]
+        starter = subprocess.Popen(words, stdout=subprocess.PIPE, pass_fds=[never])
+        try:
+            assert starter.stdout is not None
+            place = Path("/proc", starter.stdout.readline().decode().strip())
+            until(lambda: (place / "oom_score_adj").read_text().strip() == "1000", "its limits")
+        finally:
+            starter.kill()
+            starter.communicate()
+        until(lambda: not goes_on(place), "its end")
+    finally:
+        os.close(never)
+        os.close(held)
+
+
+def goes_on(place: Path) -> bool:
+    """Whether a process does, and is no mere entry that nobody waited for."""
+    try:
+        return (place / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -39,8 +39,10 @@ from cas.restored import RESTORED_TIME, accept
 from tests.workflows.running import ACTOR, TENANT, Bench, bench, scratch, until
 from workflows.definitions import Definition
 from workflows.engine.database import Database, _Queue
+from workflows.engine.plan import Plan
 from workflows.engine.shares import Shares
 from workflows.engine.spots import FORK, Execution, Spot
+from workflows.engine.steps import Steps
 from workflows.runs import RunLog, RunView
 from workflows.tools import Calling
 
@@ -715,6 +717,29 @@ def test_all_open_runs_are_carried_however_many(
             made.events.emit("go", 1, hold_us=3_600_000_000)
         for run in early[1:] + late:
             assert made.ended(run).run.status == COMPLETED
+
+
+def test_a_plan_that_cannot_be_read_for_a_moment_fails_no_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.engine.runner._ROUND_S", 0.05)
+    plan_of = Steps.plan_of
+    tried: list[str] = []
+
+    def plans(steps: Steps, run: Run) -> Plan:
+        tried.append(run.run_id)
+        if len(tried) == 1:
+            raise OSError("input/output error")
+        return plan_of(steps, run)
+
+    monkeypatch.setattr(Steps, "plan_of", plans)
+    with bench(root) as made:
+        made.start()
+        flow = WorkflowBuilder(name="patient")
+        flow.task("one", "t.say")
+        view = made.run(flow)
+    assert (view.run.status, view.run.error) == (COMPLETED, "")
+    assert len(tried) > 1
 
 
 def test_a_run_of_which_no_plan_can_be_made_fails_alone(root: Path) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
 
 import pytest
 from highway_dsl import WorkflowBuilder
+from stabilize.queue.messages import Message, RunTask
 
 from cas.records import CANCELLED, COMPLETED, Run
 from tests.workflows.running import ACTOR, Bench, bench, until
 from workflows.definitions import Definition
+from workflows.engine.database import _TABLE, Database, _Queue
 from workflows.engine.shares import Shares
+from workflows.engine.spots import Execution, Spot
+from workflows.engine.stages import Stage
+from workflows.engine.steps import Steps
 from workflows.runs import ENDED, Runs
 from workflows.tools import Calling
 
@@ -239,3 +245,98 @@ def waiting(made: Bench) -> dict[str, int]:
     assert runner is not None
     database = runner._steps._database
     return {} if database is None else database.waiting()
+
+
+# --- what cannot be read
+
+
+@contextmanager
+def database(root: Path) -> Iterator[Database]:
+    """One that is not started: nobody asks for its messages but the test."""
+    made = Database(root, Steps.__new__(Steps), 1, lambda place: None)
+    try:
+        yield made
+    finally:
+        made.close(0.0)
+
+
+def given(made: Database) -> Message:
+    """The next message that is given out."""
+    found: list[Message] = []
+
+    def came() -> bool:
+        with suppress(sqlite3.Error):  # the processor looks again
+            message = made._queue.poll_one()
+            found.extend([message] if message else [])
+        return bool(found)
+
+    until(came, "a message")
+    return found[0]
+
+
+def test_a_call_that_could_not_be_read_once_is_given_out_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database(root) as made:
+        queue = made._queue
+        begun = Stage(Spot("run", "one"), [], "acme")
+        made.begin(Execution("run"), [begun])
+        stage = made._store.retrieve(Execution("run").identifier).stages[0]
+        queue.clear()
+        queue.push(RunTask(stage_id=stage.id, task_id=stage.tasks[0].id))
+        tried: list[int] = []
+        read = _Queue._message
+
+        def reads(self: _Queue, row: sqlite3.Row) -> Message | None:
+            tried.append(row["id"])
+            if len(tried) == 1:
+                raise sqlite3.OperationalError("disk I/O error")
+            return read(self, row)
+
+        monkeypatch.setattr(_Queue, "_message", reads)
+        assert isinstance(given(made), RunTask)
+        assert len(tried) == 2
+        assert made.waiting() == {}
+
+
+def test_a_message_that_cannot_be_put_away_is_looked_at_again(root: Path) -> None:
+    with database(root) as made:
+        connection = made._queue._get_connection()
+        connection.execute(f"ALTER TABLE {_TABLE}_dlq RENAME TO away")
+        made._queue.push(RunTask(stage_id="s", task_id="t"))
+        connection.execute(f"UPDATE {_TABLE} SET message_type = 'Unheard'")
+        connection.commit()
+        with pytest.raises(sqlite3.OperationalError):
+            made._queue.poll_one()
+        assert made._queue.size() == 1
+        connection.execute(f"ALTER TABLE away RENAME TO {_TABLE}_dlq")
+        connection.commit()
+
+        def put_away() -> bool:
+            assert made._queue.poll_one() is None
+            return made._queue.dlq_size() == 1
+
+        until(put_away)
+        assert made._queue.size() == 0
+
+
+def test_a_large_run_is_forgotten_in_pages_with_a_beat_for_each_part(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.engine.database._PAGE", 2)
+    with database(root) as made:
+        for run in ("one", "two"):
+            for number in range(5):
+                item = Spot(run, "task", str(number))
+                made.begin(Execution(run, "each", str(number)), [Stage(item, [])])
+        connection = made._store._get_connection()
+        connection.execute("UPDATE stage_executions SET status = 'SUSPENDED'")
+        connection.commit()
+        assert {spot.item for spot in made.sleeping("one")} == set(range(5))
+        beats: list[str] = []
+        made.forget_run("one", lambda: beats.append("beat"))
+        assert len(beats) == 5
+        assert made.runs() == {"two"}
+        assert list(made.sleeping("one")) == []
+        assert len(list(made.sleeping("two"))) == 5
+        assert made._queue.size() == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from highway_dsl import WorkflowBuilder
 
 from cas.catalog import Transaction
-from cas.clock import DAY_US, SECOND_US
+from cas.clock import DAY_US, HOUR_US, SECOND_US
 from cas.config import Settings, Size, StoreSettings
 from cas.dating import date_all
 from cas.errors import (
@@ -334,7 +335,7 @@ def test_an_ended_run_waits_no_more_and_blocks_no_key(store: Store, runs: Runs) 
     ):
         log = begun(store, runs)
         wait = events.subscribe(log.run_id, "ask", "paid", "order-7", None)
-        assert events.wait_of(wait.subscription_id) == wait
+        assert events.claim(wait.subscription_id) is None
         end(log)
         with pytest.raises(NoWaitingWorkflow):
             events.emit("paid", {}, "order-7")
@@ -393,13 +394,42 @@ def test_the_webhooks_of_a_run_that_came_to_nothing_are_over(store: Store, runs:
         assert webhooks.get(webhook.webhook_id).expires_at == expires_at
 
 
-def test_what_was_begun_while_the_run_ended_ends_with_it(store: Store, runs: Runs) -> None:
+def test_a_step_of_an_ended_run_begins_nothing_that_others_wait_for(
+    store: Store, runs: Runs
+) -> None:
     log = begun(store, runs)
     runs.cancel(log.run_id)
-    wait = waits_of(store).subscribe(log.run_id, "ask", "paid", "order-7", None)
-    log.let_go()
-    with pytest.raises(NotFound):
-        waits_of(store).wait_of(wait.subscription_id)
+    events = waits_of(store)
+    event_id = events.emit("paid", 1, "order-7", hold_us=DAY_US).event_id
+    with pytest.raises(RunEnded):
+        events.subscribe(log.run_id, "ask", "paid", "order-7", None)
+    with pytest.raises(RunEnded):
+        asked(store, log.run_id)
+    secrets = Secrets(store.catalog, (b"k" * 32,), tenant_id="acme", actor="ann", request_id="")
+    secrets.put("s", b"k" * 32)
+    webhooks = Webhooks(store.catalog, tenant_id="acme", actor="ann", request_id="")
+    with pytest.raises(RunEnded):
+        webhooks.register(WebhookRequest("pay", "github", "s", run=log.run_id))
+    live = begun(store, runs)
+    wait = events.subscribe(live.run_id, "ask", "paid", "order-7", None)
+    assert wait.event_id == event_id
+
+
+def test_what_tells_of_the_end_is_kept_as_events_are(store: Store) -> None:
+    runs = Runs(
+        store.catalog, tenant_id="acme", actor="ann", request_id="", events_keep_us=2 * HOUR_US
+    )
+    for by_runner in (False, True):
+        run_id = runs.submit(definition(), {}).run_id
+        approval_id = asked(store, run_id)
+        if by_runner:
+            RunLog(store.catalog, run_id, events_keep_us=2 * HOUR_US).end(FAILED)
+        else:
+            runs.cancel(run_id)
+        with store.catalog.read() as snapshot:
+            approval = snapshot.get(Approval, approval_id)
+        assert approval is not None
+        assert (approval.status, approval.forget_at) == (CANCELLED, START_US + 2 * HOUR_US)
 
 
 def test_a_step_of_an_ended_run_begins_nothing_under_its_key(store: Store, runs: Runs) -> None:
@@ -638,3 +668,25 @@ def test_what_a_client_was_given_outlives_the_run(store: Store, runs: Runs) -> N
     claimed = events.claim(client.subscription_id)
     assert claimed is not None
     assert claimed.payload == {"x": 1}
+
+
+def test_a_cancelled_run_is_cancelled_also_where_the_rest_cannot_be_written(
+    store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cas.endings.PORTION", 1)
+    events, log = waits_of(store), begun(store, runs)
+    for number in range(3):
+        events.subscribe(log.run_id, f"step {number}", f"name {number}", None, None)
+    write, writes = store.catalog.write, []
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        writes.append(args)
+        if len(writes) > 1:
+            raise OSError(errno.ENOSPC, "no space left")
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(store.catalog, "write", full)
+    cancelled = runs.cancel(log.run_id)
+    assert cancelled.status == CANCELLED
+    assert cancelled.ending is not None  # the sweep ends it
+    assert len(writes) > 1

@@ -17,6 +17,7 @@ from cas.config import Settings, Size, StoreSettings
 from cas.errors import InvalidName, InvalidRequest, NotFound, SecretSealed
 from cas.keys import load_keys
 from cas.records import Secret
+from cas.sealing import seal
 from cas.store import Store
 from tests.clocks import START_US, HandClock
 from workflows.complaints import Complaints
@@ -64,6 +65,26 @@ def test_a_secret_is_replaced_and_removed(store: Store) -> None:
     for act in (own.get, own.remove):
         with pytest.raises(NotFound):
             act("github")
+
+
+def test_all_lines_of_an_old_value_are_good_beside_the_new_one(store: Store) -> None:
+    """Also where it was set when a value could have more than two."""
+    own = secrets(store)
+    first = own.put("github", b"x")
+    many = [b"line %d" % number for number in range(30)]
+    sealed = seal((KEY,), ("secret", "acme", "github"), b"\n".join(many))
+    old = msgspec.structs.replace(first, sealed=sealed)
+    store.catalog.write(lambda txn: txn.replace(old))
+
+    def good() -> list[bytes]:
+        with store.catalog.read() as snapshot:
+            now_us = store.now_us(snapshot)
+            value = verifying(snapshot, (KEY,), "acme", "github", now_us, Complaints())
+        return value.splitlines()
+
+    assert good() == many[:20]
+    own.put("github", b"new\n\nnewer", keep_old_us=DAY_US)
+    assert good() == [b"new", b"newer", *many[:20]]
 
 
 def test_secrets_of_others_are_not_there(store: Store) -> None:

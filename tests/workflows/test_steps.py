@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from highway_dsl import WorkflowBuilder
+from highway_dsl import TimeoutPolicy, TriggerRule, WorkflowBuilder
 
 from cas.errors import RunEnded, StoreFull
 from cas.records import COMPLETED, FAILED, RUNNING, WAITING, PendingUpload, Step, Subscription
@@ -21,8 +22,9 @@ from tests.workflows.running import ACTOR, TENANT, Bench, bench, scratch, until
 from workflows import runs
 from workflows.definitions import Definition, Retry
 from workflows.engine.database import Database
+from workflows.engine.runner import Runner
 from workflows.engine.spots import Execution
-from workflows.engine.steps import _delay_s
+from workflows.engine.steps import _Again, _delay_s
 from workflows.events import Events
 from workflows.runs import RunView
 from workflows.tools import Calling
@@ -46,6 +48,11 @@ def result(view: RunView, task: str) -> Any:
     (step,) = (step for step in view.steps if (step.step_id, step.iteration) == (task, ""))
     raw = view.value(step)
     return None if raw is None else msgspec.json.decode(raw)
+
+
+def runner_of(made: Bench) -> Runner:
+    assert made._runner is not None
+    return made._runner
 
 
 # --- failures
@@ -77,10 +84,14 @@ class Unspeakable(Exception):
         (Unspeakable(), "Unspeakable: it cannot be told"),
         (ValueError("odd \ud800 text"), "ValueError: odd ? text"),
         (SystemExit(3), "it exited with 3"),
+        (KeyboardInterrupt("by me"), "KeyboardInterrupt: by me"),
+        (GeneratorExit(), "GeneratorExit: "),
+        (asyncio.CancelledError("by you"), "CancelledError: by you"),
     ],
 )
+@pytest.mark.parametrize("limited", [False, True])
 def test_whatever_a_tool_raises_fails_its_step_and_calls_it_no_more(
-    shared: Bench, error: BaseException, told: str
+    shared: Bench, error: BaseException, told: str, limited: bool
 ) -> None:
     calls = []
 
@@ -88,14 +99,117 @@ def test_whatever_a_tool_raises_fails_its_step_and_calls_it_no_more(
         calls.append(calling.run)
         raise error
 
-    tool = f"t.{type(error).__name__.lower()}"
+    tool = f"t.{type(error).__name__.lower()}{int(limited)}"
     shared.registry.add(tool, raises)
     flow = WorkflowBuilder(name="failing")
     flow.task("one", tool)
+    if limited:
+        flow.timeout(timedelta(seconds=60))
     view = shared.run(flow)
     assert view.run.status == FAILED
     assert told in view.run.error
     assert calls == [view.run.run_id]
+    until(lambda: not runner_of(shared)._steps.database._queue._shares._at_work, "its place")
+
+
+@pytest.mark.parametrize("error", [GeneratorExit(), asyncio.CancelledError()])
+def test_whatever_the_runners_own_part_raises_its_step_begins_again(
+    shared: Bench, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    monkeypatch.setattr("workflows.engine.steps._TROUBLE_S", 0.05)
+    tried: list[str] = []
+    flow = WorkflowBuilder(name="odd")
+    flow.task("one", "t.say", args=["odd"])
+    run = shared.submit(flow)
+    monkeypatch.setattr(runs.RunLog, "finish", once(error, runs.RunLog.finish, tried))
+    assert shared.ended(run).run.status == COMPLETED
+    assert len(tried) > 1
+
+
+def test_a_machine_without_a_thread_for_a_moment_fails_no_step(
+    shared: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.engine.steps._TROUBLE_S", 0.05)
+    start = threading.Thread.start
+    refused: list[threading.Thread] = []
+
+    def starts(thread: threading.Thread) -> None:
+        if thread.name.startswith("limited") and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", starts)
+    shared.calls["threaded"] = 0
+    flow = WorkflowBuilder(name="threaded")
+    flow.task("one", "t.say", args=["threaded"])
+    flow.timeout(timedelta(seconds=60))
+    view = shared.run(flow)
+    assert (view.run.status, view.run.error) == (COMPLETED, "")
+    assert (len(refused), shared.calls["threaded"]) == (1, 1)
+
+
+def test_a_tenant_with_too_many_late_calls_is_told_of(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("workflows.engine.attempts.LATE_MAX", 1)
+    goes_on = threading.Event()
+    with bench(root) as made:
+        made.registry.add("t.late", lambda calling: goes_on.wait(60))
+        made.start()
+        for tool in ("t.late", "t.say"):
+            flow = WorkflowBuilder(name="limited")
+            flow.task("one", tool)
+            flow.timeout(timedelta(seconds=0.05))
+            run = made.submit(flow)
+            if tool == "t.late":
+                assert made.ended(run).run.status == FAILED
+        try:
+            until(lambda: "tenant acme begins no calls" in caplog.text)
+            assert runner_of(made)._steps.late() == 1
+        finally:
+            goes_on.set()
+        assert made.ended(run).run.status == COMPLETED
+
+
+def test_of_a_loop_whose_time_is_over_nothing_is_kept(shared: Bench) -> None:
+    flow = WorkflowBuilder(name="limited")
+    flow.foreach("each", "{{ns}}", lambda body: body.wait_for_event("never", "never comes"))
+    flow.workflow.tasks["each"].timeout_policy = TimeoutPolicy(timeout=timedelta(seconds=0.05))
+    flow.wait_for_event("after", "later", trigger_rule=TriggerRule.ALL_DONE)
+    run = shared.submit(flow, ns=[1, 2])
+    shared.until_status(run, "after", WAITING)
+    assert [spot for spot in runner_of(shared)._steps._items_left if spot.run == run] == []
+    shared.cancel(run)
+    shared.ended(run)
+
+
+def test_no_run_begins_anew_beside_a_step_of_it(root: Path) -> None:
+    works, go = threading.Event(), threading.Event()
+
+    def work(calling: Calling) -> str:
+        works.set()
+        go.wait(60)
+        return "done"
+
+    with bench(root) as made:
+        made.registry.add("t.work", work)
+        made.start()
+        flow = WorkflowBuilder(name="work")
+        flow.task("one", "t.work")
+        flow.wait_for_event("after", "later")
+        run = made.submit(flow)
+        assert works.wait(60)
+        steps, record = runner_of(made)._steps, made.view(run).run
+        with steps.at_work.one(run), pytest.raises(_Again):
+            steps.anew(record)
+        go.set()
+        made.until_status(run, "after", WAITING)
+        until(lambda: steps.at_work.of(run) == 0)
+        with steps.at_work.one(run):
+            steps.anew(record)
+        made.events.emit("later", 1)
+        assert made.ended(run).run.status == COMPLETED
 
 
 def test_a_failure_that_cannot_be_written_is_written_later(
@@ -116,7 +230,7 @@ def test_a_failure_that_cannot_be_written_is_written_later(
     assert (len(tried), shared.calls["written late"]) == (2, 1)
 
 
-def once(error: Exception, act: Callable[..., Any], tried: list[str]) -> Callable[..., Any]:
+def once(error: BaseException, act: Callable[..., Any], tried: list[str]) -> Callable[..., Any]:
     """`act`, which fails the first time."""
 
     def act_later(*args: Any, **kwargs: Any) -> Any:
@@ -310,7 +424,7 @@ def test_the_results_of_a_run_have_a_limit_together(
     flow.foreach("each", "{{ns}}", lambda body: body.task("one", "t.say", args=["x" * 1000]))
     view = shared.run(flow, ns=list(range(8)))
     assert view.run.status == FAILED
-    assert "of 5000; store them as files" in view.run.error
+    assert any("of 5000; store them as files" in step.error for step in view.steps)
     ended = [step.status for step in view.steps if step.step_id == "one"]
     assert (ended.count(COMPLETED), ended.count(FAILED)) == (4, 4)
     with shared.store.catalog.read() as snapshot:

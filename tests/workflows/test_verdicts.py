@@ -158,3 +158,35 @@ def test_a_chain_of_a_thousand_that_were_left_out_is_judged() -> None:
     assert judge.state(tasks[-2]) is State.BLOCKED
     assert judge.why_blocked(tasks[-1]) == "t998 did not succeed"
     assert len(plan.before("t999")) == 999
+
+
+def merged(*dependencies: str, joined: tuple[str, ...] = (), rule: str = "none_failed") -> Plan:
+    """A way of `urgent` leads to `big`, which has ways itself."""
+    tasks = [
+        Task("urgent", "condition", [], condition="1 > 0", if_true="page", if_false="big"),
+        Task("page", "task", ["urgent"]),
+        Task("big", "condition", ["urgent"], condition="1 > 0", if_true="mail", if_false="log"),
+        Task("mail", "task", ["big", "urgent"]),
+        Task("log", "task", ["big", "urgent"]),
+        Task("last", "task", [*dependencies, *joined], rule, joined=list(joined)),
+    ]
+    return Plan(Definition("d", {task.task_id: task for task in tasks}))
+
+
+@pytest.mark.parametrize(
+    ("plan", "verdict"),
+    [
+        (merged("page", "big"), Verdict.BEGIN),
+        # Of `big` it would depend on `urgent` too: it is of no way, and `big` was decided.
+        (merged("page", "mail", "big", rule="all_success"), Verdict.BEGIN),
+        (merged("mail", "big", "urgent"), Verdict.DEAD),
+        (merged("mail", "big", "urgent", rule="all_done"), Verdict.DEAD),
+        (merged(joined=("mail", "big"), rule="all_success"), Verdict.BEGIN),
+        (merged(joined=("mail", "page"), rule="all_success"), Verdict.DEAD),
+    ],
+)
+def test_who_says_nothing_of_a_way_is_of_none(plan: Plan, verdict: Verdict) -> None:
+    states = {"urgent": DONE, "page": DEAD, "big": DONE, "mail": DEAD, "log": DONE}
+    steps = {name: step(name, what) for name, what in states.items()}
+    held = {"urgent": b"false", "big": b"false"}
+    assert Judge(plan, steps.get, held.get).verdict(plan.tasks["last"]) is verdict

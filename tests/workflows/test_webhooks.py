@@ -26,16 +26,20 @@ from cas.errors import (
     InvalidRequest,
     KeyReused,
     NotFound,
+    RunEnded,
     TooLarge,
+    TooManyHeld,
     WebhookClosed,
 )
-from cas.events import claim, subscribe
+from cas.events import append_event, claim, subscribe
 from cas.once import OnceKey, step_key
 from cas.records import CANCELLED, Event, Once, Run, Subscription, Webhook
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
+from cas.totals import held_of
 from tests.clocks import START_US, HandClock
 from workflows.complaints import QUIET_S, Complaints
+from workflows.notation import LEVELS_MAX, is_too_deep
 from workflows.secrets import Secrets
 from workflows.signatures import Address, Call
 from workflows.webhooks import (
@@ -84,6 +88,7 @@ def called(
     settings: EventSettings = SETTINGS,
     ring: tuple[bytes, ...] = (KEY,),
     complaints: Complaints | None = None,
+    held_bytes_max: int = 0,
 ) -> WebhookCall:
     return WebhookCall.open(
         store.catalog,
@@ -93,6 +98,7 @@ def called(
         "r2",
         now_us=store.now_us,
         complaints=complaints or Complaints(),
+        held_bytes_max=held_bytes_max,
     )
 
 
@@ -1112,8 +1118,8 @@ def test_the_calls_of_a_removed_webhook_are_forgotten_with_it(store: Store) -> N
 
 def test_a_webhook_of_a_run_that_ended_takes_no_calls(store: Store) -> None:
     run = Run(RUN, "acme", "x", CANCELLED, START_US, "ann", open=None)
-    store.catalog.write(lambda txn: txn.insert(run), actor="ann")
     webhook = webhooks(store).register(GITHUB_CALL)
+    store.catalog.write(lambda txn: txn.insert(run), actor="ann")
     with pytest.raises(WebhookClosed, match="cancelled"):
         opened(store, webhook).take(github(b"{}"))
 
@@ -1122,16 +1128,71 @@ def test_a_webhook_of_a_run_that_ended_takes_no_calls(store: Store) -> None:
 def test_the_run_of_another_tenant_is_not_told_from_one_that_is_not_there(
     store: Store, status: str
 ) -> None:
+    theirs = store.catalog.write(
+        lambda txn: subscribe(txn, "globex", RUN, "wait", "webhook_github_pr", None, None),
+        actor="bob",
+    )
     if status:
         still = None if status == CANCELLED else "open"
         run = Run(RUN, "globex", "x", status, START_US, "bob", open=still)
         store.catalog.write(lambda txn: txn.insert(run), actor="bob")
     webhook = webhooks(store).register(GITHUB_CALL)
     assert (webhook.workflow_run_id, webhook.expires_at) == (RUN, None)
-    theirs = store.catalog.write(
-        lambda txn: subscribe(txn, "globex", RUN, "wait", webhook.event_name, None, None),
-        actor="bob",
-    )
+    assert webhook.event_name == "webhook_github_pr"
     taken = opened(store, webhook).take(github(b"{}"))
     assert (taken.delivered_to, taken.duplicate) == (0, False)
-    assert claimed(store, theirs) is None
+    with store.catalog.read() as snapshot:
+        assert snapshot.get(Subscription, theirs.subscription_id) == theirs
+
+
+# --- how much is held
+
+
+def test_what_has_no_room_is_refused_and_the_log_tells_once(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    webhook = webhooks(store).register(WebhookRequest("h", "github", "github"))
+    complaints = Complaints()
+
+    def come(body: bytes, held_bytes_max: int) -> Taken:
+        ready = called(
+            store, webhook.webhook_id, complaints=complaints, held_bytes_max=held_bytes_max
+        )
+        return ready.take(github(body))
+
+    # What the store tells, and nobody waits for, keeps no call out.
+    for number in range(3):
+        store.catalog.write(
+            lambda txn, number=number: append_event(txn, "acme", f"upload_{number}", {})  # type: ignore[misc]
+        )
+    come(b"1", 1000)
+    with store.catalog.read() as snapshot:
+        limit = held_of(snapshot, "acme") + 10
+    for body in (b"2", b"22"):
+        with pytest.raises(TooManyHeld):
+            come(body, limit)
+    (record,) = caplog.records
+    assert f"webhook {webhook.webhook_id} of acme" in record.message
+    assert come(b"1", limit).duplicate
+    assert not come(b"2", 0).duplicate, "nothing of it was remembered"
+
+
+def test_the_deepest_body_makes_an_event_that_is_not_too_deep(store: Store) -> None:
+    webhook = webhooks(store).register(GITHUB_CALL)
+    for levels, form in ((LEVELS_MAX - 1, "json"), (LEVELS_MAX, "text")):
+        taken = opened(store, webhook).take(github(b"[" * levels + b"]" * levels))
+        payload = json.loads(event(store, taken).payload)
+        assert payload["body_form"] == form
+        assert not is_too_deep(payload)
+
+
+def test_no_webhook_is_for_a_run_that_has_ended(store: Store) -> None:
+    def run(tenant: str) -> None:
+        run = Run(RUN, tenant, "it", CANCELLED, START_US, "ann", open=None)
+        store.catalog.write(lambda txn: txn.insert(run))
+
+    run("acme")
+    with pytest.raises(RunEnded):
+        webhooks(store).register(GITHUB_CALL)
+    secrets(store, "globex").put("github", SECRET)
+    webhooks(store, "globex").register(GITHUB_CALL)  # another tenant's is not told of

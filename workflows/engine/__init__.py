@@ -6,6 +6,8 @@
     verdicts    whether a step may begin, by what became of those before it
     scope       what the templates of a step see
     spots       one step of one run, and its names
+    stages      a level of a plan as stabilize carries it
+    attempts    calls with a limit of time, and when a step may be tried again
     shares      whose tools are called next, where there are more calls than places
     database    stabilize: what comes next, in ROOT/workflows/engine.db
     beating     its sign of life, and how many steps are at work

@@ -11,6 +11,7 @@ a tenant has LATE_MAX of these, no further call of it that has a limit begins.
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections import Counter
@@ -51,7 +52,8 @@ class Attempts:
     def within(
         self, spot: Spot, tenant: str, limit_s: float | None, tool: str, call: Callable[[], Any]
     ) -> Any:
-        """What `call` returns; raises ToolFailed where that takes longer than `limit_s`."""
+        """What `call` returns; raises ToolFailed where that takes longer than `limit_s`, OSError
+        where there is no thread for it."""
         if limit_s is None:
             return call()
         outcome: list[tuple[Any, BaseException | None]] = []
@@ -69,7 +71,10 @@ class Attempts:
                     self._going_on -= Counter({one.tenant: 1})
 
         thread = threading.Thread(target=work, name=f"limited {tool}", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as none:  # the machine's trouble, which passes: nothing was called
+            raise OSError(errno.EAGAIN, str(none)) from none
         thread.join(limit_s)
         with self._lock:
             if not outcome:
@@ -87,6 +92,11 @@ class Attempts:
         """How long until it is looked again whether a call with a limit may begin; 0: it may."""
         with self._lock:
             return _CROWDED_LOOK_S if self._going_on[tenant] >= LATE_MAX else 0.0
+
+    def late(self) -> int:
+        """How many calls go on past their time, of all tenants."""
+        with self._lock:
+            return self._going_on.total()
 
     def failed(self, spot: Spot, delay_s: float) -> None:
         """An attempt failed just now, and another one follows after so long."""

@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import final
@@ -30,19 +31,27 @@ class AtWork:
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         self._now_s = now_s
         self._since_s: dict[object, float] = {}  # in the order in which they began
+        self._of: Counter[str] = Counter()  # by run
         self._counting = threading.Lock()
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """While this lasts, one more is."""
+    def one(self, run: str = "") -> Iterator[None]:
+        """While this lasts, one more is, of this run."""
         key = object()
         with self._counting:
             self._since_s[key] = self._now_s()
+            self._of[run] += 1
         try:
             yield
         finally:
             with self._counting:
                 del self._since_s[key]
+                self._of -= Counter({run: 1})
+
+    def of(self, run: str) -> int:
+        """How many of a run are."""
+        with self._counting:
+            return self._of[run]
 
     def told(self) -> tuple[int, int]:
         """How many they are, and for how long the oldest is at work, in µs."""
@@ -56,9 +65,15 @@ class Beating:
     """For the one thread that has the place of the runner."""
 
     def __init__(
-        self, store: Store, at_work: AtWork, now_s: Callable[[], float] = time.monotonic
+        self,
+        store: Store,
+        at_work: AtWork,
+        now_s: Callable[[], float] = time.monotonic,
+        late: Callable[[], int] = int,
     ) -> None:
+        """`late` says how many calls of tools go on past their time."""
         self._store = store
+        self._late = late
         self._at_work = at_work
         self._now_s = now_s
         self._started_at: int | None = None
@@ -83,6 +98,7 @@ class Beating:
             oldest_us,
             self._failures,
             waits,
+            self._late(),
         )
         try:
             write_beat(self._store.root / STATUS, beat)

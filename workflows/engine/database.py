@@ -6,7 +6,7 @@ again), and where it is not readable any more it is removed.
 
 Each message of stabilize's queue is leased to who works on it, for LEASE: for ever. A short
 lease with a heartbeat would tell others when its holder is gone; here the lock of the ROOT
-does that (`alone`), at once and by no clock. While one runner holds it there is nobody to take
+does that (`cas.alone`), at once and by no clock. While one runner holds it there is nobody to take
 a lease over, and the next one, after a kill too, begins with ending all that it finds. A short
 one would end by itself where the process or the machine is suspended, or the wall clock steps
 on, and what is at work would be begun a second time beside itself.
@@ -28,6 +28,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, final
@@ -78,6 +79,10 @@ _FORGET_S: Final = 3600.0  # between two removals of what was processed long ago
 _PAGE: Final = 500  # executions forgotten at once
 
 _log = logging.getLogger(__name__)
+
+
+def _nothing() -> None:
+    pass
 
 
 @final
@@ -185,10 +190,29 @@ class Database:
         self._queue.purge_workflow(execution.identifier)
         self._store.delete(execution.identifier)
 
-    def forget_run(self, run: str) -> None:
-        """Drop all executions of a run."""
-        for workflow in list(self._store.retrieve_by_application(run)):
-            self.forget(Execution.parse(workflow.name))
+    def forget_run(self, run: str, beat: Callable[[], None] = _nothing) -> None:
+        """Drop all executions of a run; `beat` is called now and then."""
+        for page in self._pages(run):
+            self._queue.purge(page)
+            for identifier in page:
+                beat()
+                self._store.delete(identifier)
+
+    def _pages(self, run: str) -> Iterator[list[str]]:
+        """The identifiers of a run's executions: those of a large one are many, and each may be
+        forgotten before the next page is looked for."""
+        connection, after = self._store._get_connection(), ""
+        while True:
+            rows = connection.execute(
+                "SELECT id FROM pipeline_executions WHERE application = ? AND id > ? "
+                "ORDER BY id LIMIT ?",
+                (run, after, _PAGE),
+            ).fetchall()
+            if not rows:
+                return
+            page = [str(identifier) for (identifier,) in rows]
+            yield page
+            after = page[-1]
 
     def waiting(self) -> dict[str, int]:
         """How many calls of tools of each tenant wait for a place."""
@@ -196,10 +220,15 @@ class Database:
 
     def sleeping(self, run: str) -> Iterator[Spot]:
         """The spots of a run that sleep."""
-        for workflow in list(self._store.retrieve_by_application(run)):
-            for stage in self._store.retrieve(workflow.id).stages:
-                if stage.status is WorkflowStatus.SUSPENDED:
-                    yield Spot.of(stage.context)
+        connection = self._store._get_connection()
+        for page in self._pages(run):
+            rows = connection.execute(
+                "SELECT context FROM stage_executions WHERE status = ? AND execution_id IN "  # noqa: S608
+                f"({_marks(page)})",
+                (WorkflowStatus.SUSPENDED.name, *page),
+            ).fetchall()
+            for (context,) in rows:
+                yield Spot.of(json.loads(context))
 
     def close(self, timeout_s: float) -> int:
         """Take no more messages, and wait for those at work; returns how many still are."""
@@ -231,7 +260,7 @@ class _Queue(SqliteQueue):
         self._moved_s = time.monotonic()
         self._looked_s = 0.0
         self._ahead_s = wall() - self._moved_s
-        self._unreturned: list[Message] = []
+        self._unreturned: list[int] = []  # messages whose lease would never end
 
     def poll_one(self) -> Message | None:
         now_s = time.monotonic()
@@ -243,7 +272,7 @@ class _Queue(SqliteQueue):
             return None
         self._looked_s = now_s
         while self._unreturned:
-            super().reschedule(self._unreturned[0], _AGAIN)
+            self._return(self._unreturned[0])
             del self._unreturned[0]
         return self._next()
 
@@ -266,7 +295,8 @@ class _Queue(SqliteQueue):
                 return None
             self._moved_s = time.monotonic()
             if row["message_type"] != RunTask.__name__ or not row["tenant"]:
-                return self._message(row)
+                with self._returned(row["id"]):
+                    return self._message(row)
             self._shares.wait(row["tenant"], row["id"])
         return self._placed()
 
@@ -275,19 +305,41 @@ class _Queue(SqliteQueue):
         while (number := self._shares.next()) is not None:
             message = None
             try:
-                connection = self._get_connection()
-                row = connection.execute(
-                    f"SELECT id, message_type, payload, attempts FROM {_TABLE} WHERE id = ?",  # noqa: S608
-                    (number,),
-                ).fetchone()
-                message = None if row is None else self._message(row)
+                with self._returned(number):
+                    connection = self._get_connection()
+                    row = connection.execute(
+                        f"SELECT id, message_type, payload, attempts FROM {_TABLE} WHERE id = ?",  # noqa: S608
+                        (number,),
+                    ).fetchone()
+                    message = None if row is None else self._message(row)
             finally:
                 if message is None:
-                    self._shares.leave(number)  # its run was forgotten meanwhile
+                    self._shares.leave(number)  # its run was forgotten meanwhile, or see above
             if message is not None:
                 self._moved_s = time.monotonic()
                 return message
         return None
+
+    @contextmanager
+    def _returned(self, number: int) -> Iterator[None]:
+        """A leased message that cannot be read, or put away, is looked at again soon."""
+        try:
+            yield
+        except Exception:
+            self._unreturned.append(number)
+            self._get_connection().rollback()
+            raise
+
+    def _return(self, number: int) -> None:
+        """End the lease of a message that nobody works on: it is due again soon."""
+        due = datetime.fromtimestamp(self._wall(), UTC) + _AGAIN
+        connection = self._get_connection()
+        with connection:
+            connection.execute(
+                f"UPDATE {_TABLE} SET deliver_at = ?, locked_until = NULL WHERE id = ?",  # noqa: S608
+                (due.isoformat(), number),
+            )
+        self._pending.pop(number, None)
 
     def _leased(self) -> sqlite3.Row | None:
         """Lease the message that is due for longest: nobody but this thread leases any."""
@@ -340,7 +392,8 @@ class _Queue(SqliteQueue):
         try:
             super().reschedule(message, delay)
         except Exception:
-            self._unreturned.append(message)  # its lease would never end
+            if message.message_id:
+                self._unreturned.append(row_id(message.message_id))
             raise
 
     def _left(self, message: Message) -> None:
@@ -348,6 +401,17 @@ class _Queue(SqliteQueue):
         if message.message_id:
             self._shares.leave(row_id(message.message_id))
         self._moved_s = time.monotonic()
+
+    def purge(self, executions: list[str]) -> None:
+        """Drop what is queued for these: one look through all that is, not one for each."""
+        connection = self._get_connection()
+        with connection:
+            for table in (_TABLE, f"{_TABLE}_dlq"):
+                connection.execute(
+                    f"DELETE FROM {table} WHERE CASE WHEN json_valid(payload) THEN "  # noqa: S608
+                    f"json_extract(payload, '$.execution_id') END IN ({_marks(executions)})",
+                    executions,
+                )
 
     def release_all(self) -> None:
         """End all leases: they are those of a runner that is no more."""
@@ -377,6 +441,10 @@ class _Queue(SqliteQueue):
                     (latest.isoformat(), number),
                 )
         connection.commit()
+
+
+def _marks(values: list[str]) -> str:
+    return ",".join("?" for _ in values)
 
 
 def _made(stage: Stage) -> StageExecution:

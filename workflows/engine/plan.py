@@ -8,6 +8,7 @@ level that the parallel is in.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from typing import final
 
 from workflows.definitions import (
@@ -17,6 +18,7 @@ from workflows.definitions import (
     ONE_SUCCESS,
     Definition,
     Task,
+    ways_of,
 )
 from workflows.engine.spots import END, Spot
 
@@ -39,6 +41,7 @@ class Plan:
         self._direct: dict[str, list[Task]] = {}
         self._before: dict[str, frozenset[str]] = {}
         self._ways: dict[str, tuple[tuple[Task, Task], ...]] = {}
+        self._own: dict[str, frozenset[str]] = {}
         self._named: dict[str, dict[str, list[str]]] = {}
         self._take("", "", list(definition.tasks.values()))
 
@@ -50,6 +53,11 @@ class Plan:
             self.level_of[task.task_id] = level
             self.parallel_of[task.task_id] = parallel
             self.dependents.setdefault(task.task_id, [])
+        here = {task.task_id: task for task in tasks}
+        order = TopologicalSorter({task.task_id: task.dependencies for task in tasks})
+        for task_id, ways in ways_of(here, order.static_order()).items():
+            self._ways[task_id] = tuple((here[one], here[way]) for one, way in ways.around)
+            self._own[task_id] = ways.own
         for task in tasks:
             for name in task.dependencies:
                 self.dependents[name].append(task.task_id)
@@ -112,11 +120,13 @@ class Plan:
     def ways_into(self, task: Task) -> list[Task]:
         """Those that a task depends on, without what says nothing of its own: highway_dsl has
         all tasks of a condition's way depend on the condition too, also those further down."""
+        own = self._own[task.task_id]
         before = [self.tasks[name] for name in task.dependencies]
         return [
             one
             for one in before
             if one.operator != CONDITION
+            or one.task_id in own
             or task.task_id in (one.if_true, one.if_false)
             or not any(one.task_id in self.before(other.task_id) for other in before)
         ]
@@ -126,20 +136,7 @@ class Plan:
         there. That is the task itself, or one before it, where the task depends on the condition
         too. Of ways in each other the innermost ones: where an outer one is not taken, they are
         not either."""
-        known = self._ways.get(task.task_id)
-        if known is None:
-            after = self.before(task.task_id)
-            found = []
-            for condition in map(self.tasks.__getitem__, task.dependencies):
-                targets = {condition.if_true, condition.if_false}
-                inside = targets & ({task.task_id} if task.task_id in targets else after)
-                found += [(condition, self.tasks[name]) for name in sorted(filter(None, inside))]
-            outer: set[str] = set()
-            for condition, _ in found:
-                outer |= self.before(condition.task_id)
-            known = tuple(way for way in found if way[0].task_id not in outer)
-            self._ways[task.task_id] = known
-        return known
+        return self._ways[task.task_id]
 
     def tolerated(self, task_id: str) -> bool:
         """Whether somebody may take up that this task failed: then the run goes on."""

@@ -28,7 +28,7 @@ from workflows.engine.beating import Beating
 from workflows.engine.database import FILE, Database, remove
 from workflows.engine.plan import EARLY, Plan
 from workflows.engine.spots import END, FORK, Execution, Spot, outside, parsed_step
-from workflows.engine.steps import ENDING, OVER, TIMER, Steps, found_step
+from workflows.engine.steps import ENDING, OVER, TIMER, TROUBLE, Steps, found_step
 from workflows.runs import ENDED, RunView
 from workflows.tools.registry import Registry, default_registry
 from workflows.views import Workflows
@@ -77,7 +77,7 @@ class Runner:
         # again with the next runner, so the process may end at once.
         self.left = 0
         self._steps = Steps(store, workflows, registry or default_registry(), at, self._end)
-        self._beating = Beating(store, self._steps.at_work)
+        self._beating = Beating(store, self._steps.at_work, late=self._steps.late)
         self._at = at
         self._known: set[str] = set()  # runs that were taken up
         self._rung: list[Subscription] = []
@@ -172,7 +172,7 @@ class Runner:
             found = self._open()
             for run_id in sorted(database.runs()):
                 if run_id not in found or not self._woken(database, run_id):
-                    database.forget_run(run_id)  # it ended while no runner ran
+                    database.forget_run(run_id, self._beat)  # it ended while no runner ran
             database.start()
         except BaseException:
             database.close(0.0)
@@ -275,7 +275,7 @@ class Runner:
         raises RunEnded."""
         try:
             return self._steps.plan_of(run)
-        except ENDING:
+        except (*ENDING, *TROUBLE):
             raise
         except Exception as error:  # noqa: BLE001
             _log.exception("run %s fails: no plan can be made of it", run.run_id)
@@ -318,6 +318,7 @@ class Runner:
         for run_id in sorted(found - self._known):
             self._begin(run_id)
         for execution in database.ended():
+            self._beat()
             database.forget(execution)
             if execution.run in found:
                 self._guarded(execution.run, self._go_on, execution)
@@ -347,7 +348,7 @@ class Runner:
     def _let_go(self, database: Database, run_id: str) -> None:
         """Of a run that has ended: drop what comes next. Its waits ended with it."""
         self._known.discard(run_id)
-        database.forget_run(run_id)
+        database.forget_run(run_id, self._beat)
         self._steps.forget(run_id)
 
     def _woken(self, database: Database, run_id: str) -> bool:
@@ -359,7 +360,7 @@ class Runner:
             return False
         except ENDING:
             raise
-        except BlobcaskError:
+        except (BlobcaskError, OSError):
             _log.exception("run %s is looked at again later", run_id)
         return True
 
@@ -369,7 +370,8 @@ class Runner:
         does no harm."""
         view = self._steps.log_of(run_id).read()
         plan = self._plan(view.run)
-        for spot in list(database.sleeping(run_id)):
+        for spot in database.sleeping(run_id):
+            self._beat()
             task = plan.tasks.get(spot.task)
             if spot.role == END or task is None:
                 continue

@@ -23,6 +23,7 @@ import logging
 import math
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ from cas.once import step_key
 from cas.records import CANCELLED, COMPLETED, FAILED, RUNNING, SKIPPED, Run, Step
 from cas.store import Store
 from workflows import templates
+from workflows.complaints import Complaints
 from workflows.definitions import (
     CONDITION,
     EMIT_EVENT,
@@ -69,7 +71,7 @@ from workflows.definitions import (
     Task,
 )
 from workflows.embedded import EmbeddedPlace
-from workflows.engine.attempts import Attempts
+from workflows.engine.attempts import LATE_MAX, Attempts
 from workflows.engine.beating import AtWork
 from workflows.engine.database import FILE, Database
 from workflows.engine.plan import EARLY, Plan, branch_tasks
@@ -98,6 +100,10 @@ _WAIT_S_MAX: Final = 100 * 366 * 86400.0
 _ROUNDED_US: Final = 1000  # how near to its moment a wait ends, at least
 _ERRORS_SHOWN: Final = 3
 _PLANS: Final = 256  # kept at hand
+_CROWDED: Final = (
+    "tenant %s begins no calls of tools that have a timeout: %s go on past theirs, and end with "
+    "the runner at the latest"
+)
 # What another attempt would meet as well.
 _HOPELESS: Final = (InvalidInput, KeyReused, NotFound, SubscriptionTaken, TooLarge)
 
@@ -107,7 +113,7 @@ _log = logging.getLogger(__name__)
 class _Raised(Exception):
     """What a tool raised, whatever that is."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         super().__init__(error)
         self.error = error
 
@@ -162,10 +168,13 @@ class Steps(RetryableTask):
         # What could not be written yet: the tools are not called again for that.
         self._unwritten: dict[Spot, _Outcome] = {}
         self._attempts = Attempts()
+        self._complaints = Complaints()
         # Of loops that sleep: the items that have not ended. A loop that is not here began in
         # another process, and counts them itself when it is rung.
         self._items_left: dict[Spot, set[int]] = {}
         self._counting = threading.Lock()
+        self._asking: Counter[str] = Counter()  # of each run, the steps that would begin it anew
+        self._renewing = threading.Lock()
         self.at_work = AtWork()
 
     def attach(self, database: Database) -> None:
@@ -178,7 +187,12 @@ class Steps(RetryableTask):
         return self._database
 
     def log_of(self, run: str) -> RunLog:
-        return RunLog(self._store.catalog, run, self._settings.workflows.keep)
+        return RunLog(
+            self._store.catalog,
+            run,
+            self._settings.workflows.keep,
+            self._settings.events.keep,
+        )
 
     def plan_of(self, run: Run) -> Plan:
         """The plan of a run; its definition never changes."""
@@ -194,6 +208,10 @@ class Steps(RetryableTask):
         """Have a run begin, or go on: durable only as far as the catalog is."""
         plan = self.plan_of(run)
         self.database.begin(Execution(run.run_id), stages_of(plan, run, "", ""))
+
+    def late(self) -> int:
+        """How many calls of tools go on past their time."""
+        return self._attempts.late()
 
     def forget(self, run: str) -> None:
         """Drop what is kept at hand of a run that has ended."""
@@ -214,7 +232,7 @@ class Steps(RetryableTask):
         return timedelta(seconds=float(stage.context.get("after_s", _TROUBLE_S)))
 
     def execute(self, stage: StageExecution) -> TaskResult:
-        with self.at_work.one():
+        with self.at_work.one(str(stage.context.get("run", ""))):
             return self._executed(stage)
 
     def _executed(self, stage: StageExecution) -> TaskResult:
@@ -229,6 +247,8 @@ class Steps(RetryableTask):
         except _LoopOver:
             self._unwritten.pop(spot, None)
             self._attempts.over(spot)
+            with self._counting:
+                self._items_left.pop(spot, None)
             return TaskResult.canceled()
         except RunEnded:
             self.forget(spot.run)
@@ -236,7 +256,8 @@ class Steps(RetryableTask):
         except ENDING as error:
             self._on_end(error)
             return TaskResult.running(context={"after_s": _TROUBLE_S})
-        except Exception:  # noqa: BLE001  a full disk, for instance: no reason to fail the run
+        except BaseException:  # noqa: BLE001  a full disk, for instance: no reason to fail the run
+            # Whatever it is: stabilize loses what raises no Exception, with the place it has.
             trouble = int(stage.context.get("trouble", 0)) + 1
             after_s = min(_TROUBLE_S * 2.0 ** (trouble - 1), _TROUBLE_S_MAX)
             _log.exception("step %s of run %s begins again in %g s", spot.step, spot.run, after_s)
@@ -285,6 +306,8 @@ class Steps(RetryableTask):
             log.end(FAILED, f"{spot.task}: {step.error}")
             raise RunEnded(FAILED)
         if step is not None and step.status == FAILED and plan.tasks[spot.task].operator == FOREACH:
+            with self._counting:
+                self._items_left.pop(spot, None)  # its time was over before they had ended
             self.end_items(plan, log, spot)
         for name in plan.early(spot.task):
             self.ring(plan, Spot(spot.run, name, spot.iteration, _rung(plan.tasks[name])))
@@ -317,10 +340,23 @@ class Steps(RetryableTask):
 
     def anew(self, run: Run) -> None:
         """Begin a run again in stabilize, which holds steps to have ended that have not: its
-        file is of another time than the catalog, as after a restore."""
-        _log.warning("run %s begins anew: %s does not fit the catalog", run.run_id, FILE)
-        self.database.forget_run(run.run_id)
-        self.begin(run)
+        file is of another time than the catalog, as after a restore.
+
+        Raises _Again while a step of it is at work, which would begin beside itself; those that
+        ask for this as well do not count.
+        """
+        with self._counting:
+            self._asking[run.run_id] += 1
+        try:
+            with self._renewing:
+                if self.at_work.of(run.run_id) > self._asking[run.run_id]:
+                    raise _Again(_TROUBLE_S)
+                _log.warning("run %s begins anew: %s does not fit the catalog", run.run_id, FILE)
+                self.database.forget_run(run.run_id)
+                self.begin(run)
+        finally:
+            with self._counting:
+                self._asking -= Counter({run.run_id: 1})
 
     # --- the end of a run, or of a loop's item
 
@@ -396,19 +432,15 @@ class _Turn:
         """Bring the step to its end; raises _Sleeps, _Again, _LoopOver, RunEnded."""
         if step is None and not self._may_begin():
             return
-        spot, log, steps = self._spot, self._log, self._steps
+        spot, steps = self._spot, self._steps
         self._rest(step)
         begun = self._begun()
         if begun.status in OVER:
             return
         self._failures = begun.failures
         steps._at("begun")
-        try:
-            outcome = steps._unwritten.get(spot) or self._outcome(begun)
-            self._write(outcome)
-        except RunEnded:
-            log.let_go()  # what it has begun since
-            raise
+        outcome = steps._unwritten.get(spot) or self._outcome(begun)
+        self._write(outcome)
 
     def drop(self) -> None:
         """End what the step has begun, for its loop is over."""
@@ -445,6 +477,8 @@ class _Turn:
             left_s = attempts.left_s(spot, delay_s, (step.retry_at - now_us) / SECOND_US)
         if left_s <= 0 and self._task.operator == TASK and self._task.timeout_s is not None:
             left_s = attempts.crowded_s(self._run.tenant_id)
+            if left_s > 0:
+                self._steps._complaints.make(_CROWDED, self._run.tenant_id, str(LATE_MAX))
         if left_s > 0:
             raise _Again(left_s)
         attempts.over(spot)
@@ -512,7 +546,7 @@ class _Turn:
         self._log.skip(self._spot.task, self._spot.iteration, why)
         return False
 
-    def _failure(self, error: Exception) -> _Outcome:
+    def _failure(self, error: BaseException) -> _Outcome:
         """Whatever the error is, this raises nothing: the tool would be called again for it."""
         spot, retry = self._spot, self._task.retry
         told = _told(error)
@@ -588,14 +622,14 @@ class _Turn:
             timeout_s=task.timeout_s,
             render=lambda text: templates.spelt(rendering.text(text)),
         )
-        with _tools_own(task.function):
-            result = steps._attempts.within(
-                self._spot,
-                run.tenant_id,
-                task.timeout_s,
-                task.function,
-                lambda: tool(calling, *args, **kwargs),
-            )
+
+        def call() -> Any:
+            with _tools_own(task.function):
+                return tool(calling, *args, **kwargs)
+
+        result = steps._attempts.within(
+            self._spot, run.tenant_id, task.timeout_s, task.function, call
+        )
         steps._at("called")
         if not isinstance(result, Waiting):
             if is_too_deep(result):
@@ -787,7 +821,7 @@ def _tools_own(tool: str) -> Iterator[None]:
         raise
     except SystemExit as error:
         raise _Raised(ToolFailed(tool, f"it exited with {error.code}")) from None
-    except Exception as error:
+    except BaseException as error:  # such as a CancelledError: nobody else ends the runner so
         raise _Raised(error) from error
 
 
@@ -805,7 +839,7 @@ def found_step(view: RunView, task: str, iteration: str) -> Step | None:
     return view.step(task, iteration)
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """What an error says, as it can be kept."""
     try:
         told = str(error)

@@ -13,8 +13,10 @@ started by its path, isolated, and imports of ours only what does the job.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import resource
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +25,8 @@ from typing import Any, Final
 
 MEMORY_BYTES_MAX: Final = 2 << 30  # address space: the interpreter's own is in it
 PAGES_MAX: Final = 2_000
+
+_PR_SET_PDEATHSIG: Final = 1  # of Linux
 
 PDF: Final = "pdf"
 EXTRACT: Final = "extract"
@@ -60,6 +64,10 @@ def _extract(data: bytes) -> dict[str, Any]:
 
 
 def _limit(cpu_s_max: int) -> None:
+    # Nobody waits for it any more when the thread that started it, and waits, is gone: the whole
+    # process that this was of was killed.
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Where the machine's memory ends before the limit does, it is this process that goes.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
