@@ -66,6 +66,8 @@ SOAK_PAIRS: Final = 5_000
 WARM_THINGS: Final = 8
 # What is warm may be asked for again: the fastest answer is the one that nothing disturbed.
 WARM_REPEATS: Final = 3
+# Pages that another processor is busy with stay when the kernel is told to drop them.
+FORGETTING: Final = 100
 ONCE: Final = 1  # what was asked for is not cold any more
 DEDUPE_PAIRS: Final = 60
 DEDUPE_PAIRS_SOAK: Final = 2_000
@@ -541,11 +543,15 @@ def warm(root: Path) -> Iterator[tuple[Served, World]]:
 def cold(root: Path, pairs: int) -> Iterator[tuple[Served, World]]:
     """Nothing of the store is in memory when the server starts."""
     world = World(root, pairs)
+    index = root / "catalog" / "index" / "data.mdb"
     for path in sorted(root.rglob("*")):
         if path.is_file():
             _forget(path)
-    index = root / "catalog" / "index" / "data.mdb"
-    if _in_memory(index):
+    for _ in range(FORGETTING):
+        if not _in_memory(index):
+            break
+        _forget(index)
+    else:
         pytest.skip("this filesystem keeps what it was told to forget")
     with quiet(root) as served:
         yield served, world
