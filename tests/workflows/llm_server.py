@@ -100,6 +100,7 @@ class LlmServer:
         self.over: dict[str, Any] = {}
         self._asked: list[Asked] = []
         self._answered: Counter[str] = Counter()
+        self._sending = 0  # answers: who asked may have read one that is not counted yet
         self._faults: deque[tuple[str, Fault]] = deque()
         self._holds: list[tuple[str, int]] = []
         self._changed = threading.Condition()
@@ -137,6 +138,7 @@ class LlmServer:
         """How many answers were sent to the end, by Idempotency-Key. The caller may have died
         before it read one."""
         with self._changed:
+            assert self._changed.wait_for(lambda: not self._sending, timeout=DEADLINE_S)
             return Counter(self._answered)
 
     def wait_for(self, count: int, containing: str = "", deadline_s: float = DEADLINE_S) -> None:
@@ -190,10 +192,19 @@ class LlmServer:
                 lambda: self._closing.is_set() or not self._is_held(asked), timeout=DEADLINE_S
             )
 
-    def sent(self, asked: Asked) -> None:
+    def send(self, asked: Asked, say: Callable[[], bool]) -> None:
+        """Have an answer sent by `say`, and count it if that says that it went out."""
         with self._changed:
-            self._answered[asked.key] += 1
-            self._changed.notify_all()
+            self._sending += 1
+        went = False
+        try:
+            went = say()
+        finally:
+            with self._changed:
+                self._sending -= 1
+                if went:
+                    self._answered[asked.key] += 1
+                self._changed.notify_all()
 
     def hang(self) -> None:
         self._closing.wait()
@@ -273,8 +284,7 @@ def _handler(server: LlmServer) -> type[BaseHTTPRequestHandler]:
                 self._say(500, {"error": {"message": "held for too long"}})
                 return
             answer = server.answer(asked)
-            if self._say(200, _completion(server, asked, answer)):
-                server.sent(asked)
+            server.send(asked, lambda: self._say(200, _completion(server, asked, answer)))
 
         def _fail(self, fault: Fault) -> None:
             if fault.kind == "status":
