@@ -44,13 +44,15 @@ class Edge:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         return self.served.ask(method, url_of(file), token=self.served.admin, headers=sent)
 
-    def part_of(self, file: StoredFile) -> tuple[int, bytes]:
-        """The status, and what came before the connection broke off."""
+    def part_of(self, file: StoredFile, begun: threading.Event) -> tuple[int, bytes]:
+        """The status, and what came before the connection broke off. `begun` is set as soon as
+        the answer has begun, from where on it can only be broken off."""
         connection = http.client.HTTPConnection("127.0.0.1", self.served.port, timeout=20)
         try:
             token = {"Authorization": f"Bearer {self.served.admin}"}
             connection.request("GET", url_of(file), headers=token)
             response = connection.getresponse()
+            begun.set()
             with pytest.raises(http.client.IncompleteRead) as broken:
                 response.read()
             return response.status, broken.value.partial
@@ -159,14 +161,15 @@ def test_a_fetch_that_dies_breaks_the_answer_off(edge: Edge) -> None:
     file = edge.evicted(content)
     crate = edge.node.crates["a"]
     before = crate.before
+    begun = threading.Event()
 
     def die(position: int) -> None:
-        if position >= 2 * MIB:
+        if position >= 2 * MIB and begun.wait(20):
             raise TargetUnreachable("a", "cut")
 
     with background(edge.node):
         crate.before = die
-        status, got = edge.part_of(file)
+        status, got = edge.part_of(file, begun)
         assert status == 200
         assert len(got) < len(content)
         assert content.startswith(got)
@@ -179,10 +182,10 @@ def test_wrong_bytes_never_look_whole(edge: Edge) -> None:
     file = edge.evicted(content)
     crate = edge.node.crates["a"]
     crate.hold(file.checksum_sha256, content[:-1] + b"?")
-    seen = threading.Event()
-    crate.before = lambda position: position < 2 * MIB or seen.wait(1)
+    begun = threading.Event()
+    crate.before = lambda position: position < 2 * MIB or begun.wait(20)
     with background(edge.node):
-        status, got = edge.part_of(file)
+        status, got = edge.part_of(file, begun)
     crate.before = lambda _position: None
     assert status == 200
     assert len(got) < len(content)
