@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from cas.durable import Disk, Temporary, temporary_name
 
 
-class TracedDisk(Disk):
-    """Keeps the names of the steps it was asked for; may fail one of them, once.
+class SteppedDisk(Disk, ABC):
+    """Tells of each step that changes something, before it is done."""
 
-    The step fails before it does anything, as a full or broken disk does it.
-    """
-
-    def __init__(self, fail_at: int | None = None, code: int = 0) -> None:
-        self.steps: list[str] = []
-        self.failed: str | None = None
-        self._fail_at = fail_at
-        self._code = code
-
+    @abstractmethod
     def _step(self, name: str) -> None:
-        number = len(self.steps)
-        self.steps.append(name)
-        if number == self._fail_at:
-            self.failed = name
-            raise OSError(self._code, os.strerror(self._code))
+        """`name` is about to be done; what this raises fails it."""
 
     def temporary(self, folder: Path) -> Temporary:
         self._step("temporary")
@@ -70,6 +59,26 @@ class TracedDisk(Disk):
     def sync_folder(self, path: Path | str) -> None:
         self._step("sync_folder")
         super().sync_folder(path)
+
+
+class TracedDisk(SteppedDisk):
+    """Keeps the names of the steps it was asked for; may fail one of them, once.
+
+    The step fails before it does anything, as a full or broken disk does it.
+    """
+
+    def __init__(self, fail_at: int | None = None, code: int = 0) -> None:
+        self.steps: list[str] = []
+        self.failed: str | None = None
+        self._fail_at = fail_at
+        self._code = code
+
+    def _step(self, name: str) -> None:
+        number = len(self.steps)
+        self.steps.append(name)
+        if number == self._fail_at:
+            self.failed = name
+            raise OSError(self._code, os.strerror(self._code))
 
 
 class NamingDisk(Disk):

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, TypeVar, cast, final
 
 from cas.catalog import Catalog, Snapshot, Transaction
-from cas.durable import Disk, Temporary
 from cas.store import Store
+from tests.cas.disks import SteppedDisk
 
 T = TypeVar("T")
 Action = Callable[[], object]
@@ -62,7 +61,7 @@ def interpose(owner: object) -> deque[Action]:
     return interposed(owner).before_write
 
 
-class InterposedDisk(Disk):
+class InterposedDisk(SteppedDisk):
     """A disk that runs actions before its steps, each once; what one raises fails the step."""
 
     def __init__(self) -> None:
@@ -72,38 +71,6 @@ class InterposedDisk(Disk):
         waiting = self.before[name]
         if waiting:
             waiting.popleft()()
-
-    def temporary(self, folder: Path) -> Temporary:
-        self._step("temporary")
-        return super().temporary(folder)
-
-    def write(self, fd: int, data: bytes | bytearray | memoryview) -> None:
-        self._step("write")
-        super().write(fd, data)
-
-    def sync_data(self, fd: int) -> None:
-        self._step("sync_data")
-        super().sync_data(fd)
-
-    def sync_filesystem(self, fd: int) -> None:
-        self._step("sync_filesystem")
-        super().sync_filesystem(fd)
-
-    def link(self, fd: int, path: Path | str) -> None:
-        self._step("link")
-        super().link(fd, path)
-
-    def rename(self, source: Path | str, target: Path | str) -> None:
-        self._step("rename")
-        super().rename(source, target)
-
-    def unlink(self, path: Path | str) -> bool:
-        self._step("unlink")
-        return super().unlink(path)
-
-    def sync_folder(self, path: Path | str) -> None:
-        self._step("sync_folder")
-        super().sync_folder(path)
 
 
 def collect(store: Store) -> int:
