@@ -84,7 +84,7 @@ class ApprovalPageResource:
         self._door = door
         templates = environment()
         templates.globals.update(
-            version=ASSETS_VERSION,
+            assets=f"../../../../static/{ASSETS_VERSION}",
             pending=PENDING,
             decisions=(APPROVED, REJECTED),
             rejected=REJECTED,

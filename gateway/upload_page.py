@@ -47,7 +47,7 @@ class UploadPageResource:
         templates = environment()
         templates.filters.update(size=size_in_words, rfc3339=rfc3339)
         templates.globals.update(
-            version=ASSETS_VERSION,
+            assets=f"../static/{ASSETS_VERSION}",
             modules=sorted(name for name in _ASSETS if name.endswith(".js")),
             pending=PENDING,
             completed=COMPLETED,
