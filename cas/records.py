@@ -724,6 +724,7 @@ class Secret(Record, frozen=True, array_like=True):
 QUEUED = "queued"
 RUNNING = "running"
 SKIPPED = "skipped"
+ENDED = (COMPLETED, FAILED, CANCELLED)  # of a run
 
 
 @final

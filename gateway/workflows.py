@@ -47,7 +47,7 @@ from workflows.forms import (
     whole_run,
 )
 from workflows.notation import check_depth
-from workflows.runs import RunView
+from workflows.run_view import RunView
 from workflows.tools.registry import Registry
 
 INPUTS_BYTES_MAX: Final = 1 << 20

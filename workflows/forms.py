@@ -9,7 +9,7 @@ from msgspec import UNSET
 from cas.clock import rfc3339
 from cas.errors import NotFound
 from cas.records import COMPLETED, Run, Step
-from workflows.runs import RunView
+from workflows.run_view import RunView
 
 
 class StepForm(TypedDict):

@@ -22,11 +22,10 @@ from cas.cli.call import FIRST_TENANT, Call, table, tenant_option
 from cas.cli.exits import WrongFound
 from cas.errors import InvalidRequest
 from cas.keys import load_keys
-from cas.records import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, WAITING
+from cas.records import CANCELLED, COMPLETED, ENDED, FAILED, QUEUED, RUNNING, WAITING
 from cas.runner import runner_of
 from workflows.forms import run_form, whole_run
 from workflows.leaving import leave_at_end
-from workflows.runs import ENDED
 
 if TYPE_CHECKING:
     from cas.store import Store

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, final
 from urllib.parse import urlencode
 
-from cas.records import Step
+from cas.records import ENDED, Step
 from tests.end_to_end.article_summarization import get_workflow
 from tests.end_to_end.nodes import looking, until
 from tests.gateway.served import Served
-from workflows.runs import steps_of
+from workflows.run_view import steps_of
 
 
 def acceptance() -> str:
@@ -20,7 +20,6 @@ def acceptance() -> str:
     return str(get_workflow().to_json())  # type: ignore[no-untyped-call]
 
 
-ENDED = ("completed", "failed", "cancelled")
 PATIENCE_S = 120.0
 
 

@@ -25,9 +25,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from cas.once import step_key
-from cas.records import Step
+from cas.records import ENDED, Step
 from tests.end_to_end.mailbox import Mailbox
-from tests.end_to_end.runs import ENDED, Client, acceptance, steps_in
+from tests.end_to_end.runs import Client, acceptance, steps_in
 from tests.gateway.served import COMPLETE, Served, serving
 from tests.workflows.llm_server import Asked, LlmServer
 from tests.workflows.papers import papers

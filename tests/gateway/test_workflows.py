@@ -17,7 +17,8 @@ from cas.records import COMPLETED, Step
 from cas.store import Store
 from gateway.workflows import PIECE_BYTES
 from tests.gateway.served import Answer, Served, serving
-from workflows.runs import STEPS_TOLD_MAX, TOLD_BYTES_MAX, RunLog
+from workflows.run_log import RunLog
+from workflows.run_view import STEPS_TOLD_MAX, TOLD_BYTES_MAX
 
 PATH = "/api/v1/workflows"
 

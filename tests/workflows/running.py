@@ -16,12 +16,12 @@ from highway_dsl import WorkflowBuilder
 
 from cas.config import GatewaySettings, Settings, Size, StoreSettings, Url, WorkflowSettings
 from cas.keys import load_keys
-from cas.records import Step
+from cas.records import ENDED, Step
 from cas.store import Store
 from workflows.definitions import Definition
 from workflows.engine.runner import Runner
 from workflows.events import Events
-from workflows.runs import ENDED, RunView
+from workflows.run_view import RunView
 from workflows.tools import Calling, Registry, Waiting, built_in
 from workflows.views import Workflows
 

@@ -43,7 +43,8 @@ from workflows.engine.plan import Plan
 from workflows.engine.shares import Shares
 from workflows.engine.spots import FORK, Execution, Spot
 from workflows.engine.steps import Steps
-from workflows.runs import RunLog, RunView
+from workflows.run_log import RunLog
+from workflows.run_view import RunView
 from workflows.tools import Calling
 
 

@@ -14,7 +14,7 @@ import pytest
 from highway_dsl import WorkflowBuilder
 from stabilize.queue.messages import Message, RunTask
 
-from cas.records import CANCELLED, COMPLETED, Run
+from cas.records import CANCELLED, COMPLETED, ENDED, Run
 from tests.workflows.running import ACTOR, Bench, bench, until
 from workflows.definitions import Definition
 from workflows.engine.database import _TABLE, Database, _Queue
@@ -22,7 +22,7 @@ from workflows.engine.shares import Shares
 from workflows.engine.spots import Execution, Spot
 from workflows.engine.stages import Stage
 from workflows.engine.steps import Steps
-from workflows.runs import ENDED, Runs
+from workflows.runs import Runs
 from workflows.tools import Calling
 
 # --- places
@@ -243,7 +243,7 @@ def waiting(made: Bench) -> dict[str, int]:
     """How many calls of each tenant wait for a place."""
     runner = made._runner
     assert runner is not None
-    database = runner._steps._database
+    database = runner._steps._kit._database
     return {} if database is None else database.waiting()
 
 

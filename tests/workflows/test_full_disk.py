@@ -15,12 +15,11 @@ from highway_dsl import WorkflowBuilder
 
 from cas.config import Settings, Size, StoreSettings
 from cas.keys import load_keys
-from cas.records import COMPLETED, RUNNING
+from cas.records import COMPLETED, ENDED, RUNNING
 from cas.store import Store
 from tests.mounts import fill, mounted
 from tests.workflows.running import ACTOR, TENANT, bench, until
 from workflows.definitions import Definition
-from workflows.runs import ENDED
 from workflows.tools import Calling
 from workflows.views import Workflows
 

@@ -30,7 +30,8 @@ from cas.remote import RemoteStore
 from cas.store import Store
 from tests.gateway.served import Served, serving
 from workflows.remote import RemotePlace
-from workflows.runs import TOLD_BYTES_MAX, RunLog
+from workflows.run_log import RunLog
+from workflows.run_view import TOLD_BYTES_MAX
 from workflows.runs_cli import LocalRuns
 from workflows.tools.toolbox import Toolbox
 from workflows.views import Workflows

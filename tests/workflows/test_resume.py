@@ -22,11 +22,11 @@ from highway_dsl import WorkflowBuilder
 
 from cas.config import Settings, Size, StoreSettings
 from cas.keys import load_keys
-from cas.records import COMPLETED, WAITING
+from cas.records import COMPLETED, ENDED, WAITING
 from cas.store import Store
 from tests.workflows.running import ACTOR, DEADLINE_S, TENANT, until
 from workflows.definitions import Definition
-from workflows.runs import ENDED, RunView
+from workflows.run_view import RunView
 from workflows.views import Workflows
 
 HOLD_US = 3_600_000_000

@@ -52,7 +52,8 @@ from workflows.approvals import ApprovalRequest, Approvals
 from workflows.definitions import Definition
 from workflows.events import Events
 from workflows.forms import whole_run
-from workflows.runs import RunLog, Runs
+from workflows.run_log import RunLog
+from workflows.runs import Runs
 from workflows.secrets import Secrets
 from workflows.watcher import Watcher
 from workflows.webhooks import WebhookRequest, Webhooks
@@ -268,7 +269,7 @@ def test_the_steps_of_an_ended_run_have_ended_for_all_who_look(
 ) -> None:
     """Also where the end was broken off before their own records said so."""
     monkeypatch.setattr("cas.endings.PORTION", 0)
-    monkeypatch.setattr("workflows.runs.let_go", lambda *_: None)
+    monkeypatch.setattr("workflows.run_log.let_go", lambda *_: None)
     log = begun(store, runs)
     log.begin("ask")
     log.wait("ask", "", {"upload_url": "u"})
@@ -315,7 +316,7 @@ def test_a_repeated_end_goes_on_with_one_that_was_broken_off(
     for number in range(5):
         log.begin("one", f"{number}")
     with monkeypatch.context() as broken:
-        broken.setattr("workflows.runs.let_go", lambda *_: None)
+        broken.setattr("workflows.run_log.let_go", lambda *_: None)
         log.end(FAILED, "no")
     log.end(COMPLETED)
     raw = [log.step("one", f"{number}") for number in range(5)]
@@ -497,7 +498,7 @@ def test_a_change_of_a_step_writes_no_results_again(store: Store, runs: Runs) ->
 def test_a_run_takes_no_more_results_than_its_limit(
     store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflows.runs.VALUES_BYTES_MAX", 1000)
+    monkeypatch.setattr("workflows.step_values.VALUES_BYTES_MAX", 1000)
     log = begun(store, runs)
     log.begin("one", "0")
     log.finish("one", "0", "x" * 600)
@@ -517,7 +518,7 @@ def test_a_run_takes_no_more_results_than_its_limit(
 def test_a_run_that_had_too_many_results_begins_nothing_more(
     store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflows.runs.VALUES_BYTES_MAX", 1000)
+    monkeypatch.setattr("workflows.step_values.VALUES_BYTES_MAX", 1000)
     log, other = begun(store, runs), begun(store, runs)
     log.begin("one", "0")
     log.check_room("t.one")
@@ -554,7 +555,7 @@ def test_what_a_run_was_asked_is_written_once(store: Store, runs: Runs) -> None:
 def test_a_run_goes_over_so_many_items_and_no_more(
     store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflows.runs.ITEMS_MAX", 10)
+    monkeypatch.setattr("workflows.run_log.ITEMS_MAX", 10)
     log, other = begun(store, runs), begun(store, runs)
     log.record_items("each", "0", list(range(6)))
     with pytest.raises(ToolFailed, match=r"each: .* 11 of 10 items"):
@@ -571,7 +572,7 @@ def test_a_run_goes_over_so_many_items_and_no_more(
 def test_items_that_were_recorded_in_part_count_once(
     store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflows.runs.ITEMS_MAX", 1200)
+    monkeypatch.setattr("workflows.run_log.ITEMS_MAX", 1200)
     log = begun(store, runs)
     items = list(range(1200))
     log.record_items("each", "", items)
@@ -610,8 +611,8 @@ def test_what_there_is_within_a_loop_is_its_own(store: Store, runs: Runs) -> Non
 def test_a_run_with_much_is_told_within_limits(
     store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflows.runs.TOLD_BYTES_MAX", 100)
-    monkeypatch.setattr("workflows.runs.TOLD_IN_ALL_BYTES_MAX", 250)
+    monkeypatch.setattr("workflows.run_view.TOLD_BYTES_MAX", 100)
+    monkeypatch.setattr("workflows.run_view.TOLD_IN_ALL_BYTES_MAX", 250)
     log = begun(store, runs, {"xs": [1]})
     for step, iteration, size in (
         ("one", "0", 90), ("one", "1", 90), ("ask", "", 200), ("each", "", 80), ("last", "", 70),

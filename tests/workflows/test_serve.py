@@ -17,13 +17,12 @@ from highway_dsl import WorkflowBuilder
 from cas.beats import SILENT_US_MAX, write_beat
 from cas.config import Settings, Size, StoreSettings
 from cas.keys import load_keys
-from cas.records import COMPLETED, QUEUED, RUNNING, WAITING
+from cas.records import COMPLETED, ENDED, QUEUED, RUNNING, WAITING
 from cas.references import parse_reference
 from cas.runner import STATUS, runner_of
 from cas.store import Store
 from tests.workflows.running import ACTOR, TENANT, until
 from workflows.definitions import Definition
-from workflows.runs import ENDED
 from workflows.views import Workflows
 
 
@@ -118,7 +117,7 @@ import sys, threading
 import workflows.engine.runner as runner
 from cas.cli import main
 from cas.errors import CatalogFailed
-from workflows.runs import RunLog
+from workflows.run_log import RunLog
 from workflows.tools import built_in
 
 works = threading.Event()

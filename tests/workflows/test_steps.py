@@ -19,14 +19,15 @@ from cas.records import COMPLETED, FAILED, RUNNING, WAITING, PendingUpload, Step
 from cas.totals import values_of
 from cas.uploads import UploadRequest
 from tests.workflows.running import ACTOR, TENANT, Bench, bench, scratch, until
-from workflows import runs
+from workflows import step_values
 from workflows.definitions import Definition, Retry
 from workflows.engine.database import Database
+from workflows.engine.outcomes import Again, delay_s
 from workflows.engine.runner import Runner
 from workflows.engine.spots import Execution
-from workflows.engine.steps import _Again, _delay_s
 from workflows.events import Events
-from workflows.runs import RunView
+from workflows.run_log import RunLog
+from workflows.run_view import RunView
 from workflows.tools import Calling
 
 
@@ -59,7 +60,7 @@ def runner_of(made: Bench) -> Runner:
 
 
 @pytest.mark.parametrize(
-    ("delay_s", "factor", "failures", "after_s"),
+    ("first_s", "factor", "failures", "after_s"),
     [
         (1.0, 2.0, 3, 8.0),
         (1.0, 2.0, 10_000, 86_400.0),
@@ -69,8 +70,8 @@ def runner_of(made: Bench) -> Runner:
         (-1.0, 2.0, 1, 0.0),
     ],
 )
-def test_a_delay_has_an_end(delay_s: float, factor: float, failures: int, after_s: float) -> None:
-    assert _delay_s(Retry(9, delay_s, factor), failures) == after_s
+def test_a_delay_has_an_end(first_s: float, factor: float, failures: int, after_s: float) -> None:
+    assert delay_s(Retry(9, first_s, factor), failures) == after_s
 
 
 class Unspeakable(Exception):
@@ -121,7 +122,7 @@ def test_whatever_the_runners_own_part_raises_its_step_begins_again(
     flow = WorkflowBuilder(name="odd")
     flow.task("one", "t.say", args=["odd"])
     run = shared.submit(flow)
-    monkeypatch.setattr(runs.RunLog, "finish", once(error, runs.RunLog.finish, tried))
+    monkeypatch.setattr(RunLog, "finish", once(error, RunLog.finish, tried))
     assert shared.ended(run).run.status == COMPLETED
     assert len(tried) > 1
 
@@ -179,7 +180,7 @@ def test_of_a_loop_whose_time_is_over_nothing_is_kept(shared: Bench) -> None:
     flow.wait_for_event("after", "later", trigger_rule=TriggerRule.ALL_DONE)
     run = shared.submit(flow, ns=[1, 2])
     shared.until_status(run, "after", WAITING)
-    assert [spot for spot in runner_of(shared)._steps._items_left if spot.run == run] == []
+    assert [spot for spot in runner_of(shared)._steps._kit.items._left if spot.run == run] == []
     shared.cancel(run)
     shared.ended(run)
 
@@ -201,7 +202,7 @@ def test_no_run_begins_anew_beside_a_step_of_it(root: Path) -> None:
         run = made.submit(flow)
         assert works.wait(60)
         steps, record = runner_of(made)._steps, made.view(run).run
-        with steps.at_work.one(run), pytest.raises(_Again):
+        with steps.at_work.one(run), pytest.raises(Again):
             steps.anew(record)
         go.set()
         made.until_status(run, "after", WAITING)
@@ -215,15 +216,15 @@ def test_no_run_begins_anew_beside_a_step_of_it(root: Path) -> None:
 def test_a_failure_that_cannot_be_written_is_written_later(
     shared: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fail, tried = runs.RunLog.fail, []
+    fail, tried = RunLog.fail, []
 
-    def full_once(log: runs.RunLog, *args: Any) -> Step:
+    def full_once(log: RunLog, *args: Any) -> Step:
         tried.append(args)
         if len(tried) == 1:
             raise OSError("no space")
         return fail(log, *args)
 
-    monkeypatch.setattr(runs.RunLog, "fail", full_once)
+    monkeypatch.setattr(RunLog, "fail", full_once)
     flow = WorkflowBuilder(name="failing")
     flow.task("one", "t.fail", args=["written late"])
     assert "written late" in shared.run(flow).run.error
@@ -252,8 +253,8 @@ FULL_TOO = sqlite3.OperationalError("database or disk is full")
         (Events, "subscribe", FULL),
         (Events, "claim", FULL),
         (Events, "emit", FULL),
-        (runs.RunLog, "record_items", FULL),
-        (runs.RunLog, "wait", OSError("disk quota exceeded")),
+        (RunLog, "record_items", FULL),
+        (RunLog, "wait", OSError("disk quota exceeded")),
         (Database, "begin", FULL_TOO),
     ],
 )
@@ -419,7 +420,7 @@ def test_what_a_step_shows_is_no_value_of_that_name(shared: Bench) -> None:
 def test_the_results_of_a_run_have_a_limit_together(
     shared: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "VALUES_BYTES_MAX", 5000)
+    monkeypatch.setattr(step_values, "VALUES_BYTES_MAX", 5000)
     flow = WorkflowBuilder(name="much")
     flow.foreach("each", "{{ns}}", lambda body: body.task("one", "t.say", args=["x" * 1000]))
     view = shared.run(flow, ns=list(range(8)))
@@ -434,7 +435,7 @@ def test_the_results_of_a_run_have_a_limit_together(
 def test_where_the_results_of_a_run_have_no_room_no_further_tool_is_called(
     shared: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "VALUES_BYTES_MAX", 5000)
+    monkeypatch.setattr(step_values, "VALUES_BYTES_MAX", 5000)
     flow = WorkflowBuilder(name="much")
     flow.task("much", "t.say", args=["y" * 5000])
     flow.task("clean", "t.say", args=["clean up"], dependencies=["much"], trigger_rule="all_done")
@@ -452,13 +453,13 @@ def test_a_step_reads_only_the_results_that_it_names(
     shared: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    result_of = runs.RunLog.result
+    result_of = RunLog.result
 
-    def counted(log: runs.RunLog, step_id: str, iteration: str = "") -> bytes | None:
+    def counted(log: RunLog, step_id: str, iteration: str = "") -> bytes | None:
         read.append(step_id)
         return result_of(log, step_id, iteration)
 
-    monkeypatch.setattr(runs.RunLog, "result", counted)
+    monkeypatch.setattr(RunLog, "result", counted)
     flow = WorkflowBuilder(name="frugal")
     flow.task("a", "t.say", args=["A"])
     flow.task("b", "t.say", args=["B"], result_key="second")
@@ -519,7 +520,7 @@ def test_nothing_is_kept_of_a_run_that_was_cancelled_while_its_tools_worked(root
         until(lambda: not runner._known)  # it has let go of them
         go.set()
         made.stop()  # waits for those at work
-        assert not runner._steps._unwritten
+        assert not runner._steps._kit.unwritten
         with made.store.catalog.read() as snapshot:
             assert snapshot.range(Subscription, "") == []
 

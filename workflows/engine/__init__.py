@@ -1,7 +1,12 @@
 """The engine: carries the runs of the catalog out, by stabilize.
 
     runner      the one process of a ROOT that does it: takes runs up, rings, lets go
-    steps       what a step does when its turn comes
+    steps       whose turn it is, and what follows from its end
+    turn        one step that begins, or goes on
+    work        what a step does, by its operator
+    outcomes    what a step came to, or is raised where its turn does not end it
+    items       of loops that sleep, those that have not ended
+    kit         what the steps of one process share
     plan        a definition as the engine walks it
     verdicts    whether a step may begin, by what became of those before it
     scope       what the templates of a step see

@@ -19,17 +19,19 @@ from cas.alone import Alone
 from cas.catalog import Snapshot, pages
 from cas.errors import BlobcaskError, NotFound, RunEnded
 from cas.events import subscription_id
-from cas.records import FAILED, WAITING, Run, Subscription
+from cas.records import ENDED, FAILED, WAITING, Run, Subscription
 from cas.restored import waits_for_acceptance
 from cas.runner import PLACE
 from cas.store import Store
 from workflows.definitions import FOREACH
 from workflows.engine.beating import Beating
 from workflows.engine.database import FILE, Database, remove
+from workflows.engine.outcomes import ENDING, TROUBLE
 from workflows.engine.plan import EARLY, Plan
-from workflows.engine.spots import END, FORK, Execution, Spot, outside, parsed_step
-from workflows.engine.steps import ENDING, OVER, TIMER, TROUBLE, Steps, found_step
-from workflows.runs import ENDED, RunView
+from workflows.engine.spots import END, FORK, TIMER, Execution, Spot, outside, parsed_step
+from workflows.engine.steps import Steps
+from workflows.engine.verdicts import OVER, is_loop_over
+from workflows.run_view import RunView
 from workflows.tools.registry import Registry, default_registry
 from workflows.views import Workflows
 
@@ -339,9 +341,9 @@ class Runner:
         view = log.read()
         plan = self._plan(view.run)
         item = Spot(ended.run, ended.level, ended.iteration, END)
-        if self._steps.is_loop_over(plan, log, item):
+        if is_loop_over(plan, log, item):
             return
-        step = found_step(view, ended.level, ended.iteration)
+        step = view.step(ended.level, ended.iteration)
         if step is None or step.status not in OVER:
             self._steps.ring(plan, Spot(ended.run, ended.level, outside(ended.iteration)))
 
@@ -376,7 +378,7 @@ class Runner:
             if spot.role == END or task is None:
                 continue
             for_others = task.trigger_rule in EARLY or task.operator == FOREACH or spot.role == FORK
-            if not for_others and found_step(view, spot.task, spot.iteration) is None:
+            if not for_others and view.step(spot.task, spot.iteration) is None:
                 # It sleeps in a step that has not begun: nobody would ever ring there.
                 self._steps.anew(view.run)
                 return
@@ -386,7 +388,7 @@ class Runner:
     def _is_watched(self, view: RunView, spot: Spot) -> bool:
         """Whether the watcher rings for a step that sleeps, now or later: it does for all waits
         that nobody claimed."""
-        step = found_step(view, spot.task, spot.iteration)
+        step = view.step(spot.task, spot.iteration)
         if step is None or step.status != WAITING:
             return False
         with self._store.catalog.read() as snapshot:

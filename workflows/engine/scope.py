@@ -22,7 +22,7 @@ from workflows import templates
 from workflows.definitions import Task
 from workflows.engine.plan import Plan
 from workflows.engine.spots import Spot, inside, outside
-from workflows.runs import RunLog
+from workflows.run_log import RunLog
 
 _OF_ITEMS = ("item", "index", "loop")
 

@@ -13,6 +13,8 @@ STEP: Final = "step"
 FORK: Final = "fork"
 END: Final = "end"  # of a whole level: the run, or one item of a loop; `task` is then the loop
 
+TIMER: Final = "!time"  # after a step's name: the wait for the end of its time
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,11 @@ class Spot:
     def step(self) -> str:
         """The step with its iteration, as waits and keys name it: "sum", "sum#2"."""
         return f"{self.task}#{self.iteration}" if self.iteration else self.task
+
+    @property
+    def waits(self) -> tuple[str, str]:
+        """The names of the waits that the step may have."""
+        return self.step, self.step + TIMER
 
     @property
     def stage_id(self) -> str:
@@ -88,6 +95,11 @@ class Execution:
         run, _, rest = name.partition("/")
         level, _, iteration = rest.rpartition("#")
         return cls(run, level, iteration)
+
+
+def waits_of(task: str, iteration: str) -> tuple[str, str]:
+    """The names of the waits that a step may have."""
+    return Spot("", task, iteration).waits
 
 
 def parsed_step(step: str) -> tuple[str, str]:

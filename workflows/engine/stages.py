@@ -12,7 +12,7 @@ from typing import NamedTuple, final
 from cas.records import Run
 from workflows.definitions import PARALLEL, TASK, Task
 from workflows.engine.plan import EARLY, Plan, branch_tasks
-from workflows.engine.spots import END, FORK, Spot
+from workflows.engine.spots import END, FORK, STEP, Spot
 
 
 @final
@@ -31,6 +31,11 @@ def stages_of(plan: Plan, run: Run, level: str, iteration: str) -> list[Stage]:
     _take(plan, found, run.tenant_id, end, plan.level(level), None)
     found.append(Stage(end, _last(plan, end, plan.level(level))))
     return found
+
+
+def begins_as(task: Task) -> str:
+    """The role of the stage that a task begins with, and is rung for until it has begun."""
+    return FORK if task.operator == PARALLEL else STEP
 
 
 def _take(

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import StrEnum
-from typing import final
+from typing import Final, Self, final
 
 import msgspec
 
-from cas.records import COMPLETED, FAILED, SKIPPED, Step
+from cas.records import CANCELLED, COMPLETED, FAILED, SKIPPED, Step
 from workflows.definitions import (
     ALL_DONE,
     CONDITION,
@@ -29,6 +29,10 @@ from workflows.definitions import (
     Task,
 )
 from workflows.engine.plan import TOLERANT, Plan
+from workflows.engine.spots import Spot, outside
+from workflows.run_log import RunLog
+
+OVER: Final = (COMPLETED, FAILED, SKIPPED)  # of a step that has ended, and was not cancelled
 
 
 class State(StrEnum):
@@ -67,6 +71,15 @@ class Judge:
         self._step_of = step_of
         self._result_of = result_of
         self._steps: dict[str, Step | None] = {}
+
+    @classmethod
+    def at(cls, plan: Plan, log: RunLog, spot: Spot) -> Self:
+        """A judge of the level, and the iteration of it, that a spot is in."""
+        return cls(
+            plan,
+            lambda name: log.step(name, spot.iteration),
+            lambda name: log.result(name, spot.iteration),
+        )
 
     def verdict(self, task: Task) -> Verdict:
         """Whether it may begin."""
@@ -160,3 +173,15 @@ class Judge:
         if step.status != SKIPPED:
             return Verdict.BEGIN
         return Verdict.BLOCKED if self.state(parallel) is State.BLOCKED else Verdict.DEAD
+
+
+def is_loop_over(plan: Plan, log: RunLog, spot: Spot) -> bool:
+    """Whether a loop that a spot is in has ended: its time was over, for instance."""
+    level, iteration = plan.level_of_spot(spot), spot.iteration
+    while level:
+        iteration = outside(iteration)
+        loop = log.step(level, iteration)
+        if loop is not None and loop.status in (*OVER, CANCELLED):
+            return True
+        level = plan.level_of[level]
+    return False
