@@ -1,8 +1,10 @@
 """The summarization while everything is killed, again and again, at random moments.
 
 Gateway, runner and replicator die together by SIGKILL and are started again on the same
-address; whoever uploads and decides only tries again. What happened is counted by those
-outside: the language model's server and the mail server, which outlive every kill.
+address, while whoever uploads and decides goes on with one request after the other. Only what
+a kill cut off is tried again: an answer other than the right one fails the test. What happened
+is counted by those outside: the language model's server and the mail server, which outlive
+every kill.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ import os
 import random
 import signal
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -105,43 +109,56 @@ def _below(pid: int) -> list[int]:
 
 @final
 class Person:
-    """Does what a run waits for, one small request at a time; the server may be away."""
+    """Does what a run waits for, one small request after the other; the server may die."""
 
     def __init__(self, mortal: Mortal, mailbox: Mailbox, run_id: str) -> None:
         self._mortal = mortal
         self._mailbox = mailbox
         self._run_id = run_id
         self.run: dict[str, Any] = {}
+        self.cut: Counter[str] = Counter()  # what was under way when the server died
+        self._doing = ""
 
     def go_on(self) -> bool:
         """Try the next thing; whether the run has ended."""
         client = Client(self._mortal.served, self._mortal.admin)
         try:
+            self._doing = "look"
             self.run = client.run(self._run_id)
             if self.run["status"] in ENDED:
                 return True
             for step in self.run["steps"]:
                 if step["status"] == "waiting":
                     self._help(client, step)
-        except (OSError, HTTPException, AssertionError):
-            pass  # killed meanwhile: what was refused or lost is tried again
+        except (OSError, HTTPException):
+            self.cut[self._doing] += 1
         return False
 
     def _help(self, client: Client, step: dict[str, Any]) -> None:
+        """Do it, unless it is done: the answer to that may have been cut off."""
         if step["step"] == "wait_for_pdfs":
             token = self.run["variables"]["upload_request"]["upload_token"]
-            client.send(token, [(paper.filename, paper.data) for paper in PAPERS])
-            client.complete(token)
+            if client.info(token)["status"] == "pending":
+                self._doing = "upload"
+                client.send(token, [(paper.filename, paper.data) for paper in PAPERS])
+                self._doing = "complete"
+                client.complete(token)
         elif step["step"] == "ask_editor":
             (links,) = step["shown"]["links"]
             found = [mail for mail in self._mailbox.mails if links["approve_url"] in mail.text]
             if not found:  # the mail with it is still on its way
                 return
-            parts = urlsplit(links["approve_url"])
-            answer = client.served.ask(
-                "POST", f"{parts.path}?{parts.query}", headers={"Accept": "application/json"}
+            approval = client.served.ask(
+                "GET", f"/api/v1/approvals/{step['shown']['approval_id']}", token=client.token
             )
-            assert answer.status == 200, answer.body
+            assert approval.status == 200, approval.body
+            if approval.form["status"] == "pending":
+                self._doing = "decide"
+                parts = urlsplit(links["approve_url"])
+                answer = client.served.ask(
+                    "POST", f"{parts.path}?{parts.query}", headers={"Accept": "application/json"}
+                )
+                assert answer.status == 200, answer.body
 
 
 @contextmanager
@@ -163,9 +180,7 @@ def killable(root: Path, llm: LlmServer, mailbox: Mailbox) -> Iterator[Mortal]:
         mortal.close()
 
 
-def run_through(
-    mortal: Mortal, mailbox: Mailbox, chance: random.Random, within_s: float
-) -> dict[str, Any]:
+def run_through(mortal: Mortal, mailbox: Mailbox, chance: random.Random, within_s: float) -> Person:
     """One run, with a kill or two somewhere in its first `within_s` seconds; 0: with none."""
     client = Client(mortal.served, mortal.admin)
     run_id = client.submit(definition(), key=f"run-{chance.random()}")
@@ -173,13 +188,24 @@ def run_through(
     many = chance.choice((1, 1, 2)) if within_s else 0
     kills = sorted(chance.uniform(0, within_s) for _ in range(many))
     person = Person(mortal, mailbox, run_id)
-    while not person.go_on():
-        passed = time.monotonic() - began
-        assert passed < PATIENCE_S, json.dumps(person.run, indent=1)
-        if kills and passed >= kills[0]:
-            kills.pop(0)
+    over = threading.Event()
+
+    def kill() -> None:
+        for kill_s in kills:
+            if over.wait(max(0.0, began + kill_s - time.monotonic())):
+                return
             mortal.die()
-    return person.run
+
+    with ThreadPoolExecutor(1) as killer:
+        killing = killer.submit(kill)
+        try:
+            while not person.go_on():
+                passed_s = time.monotonic() - began
+                assert passed_s < PATIENCE_S, json.dumps(person.run, indent=1)
+        finally:
+            over.set()
+        killing.result()
+    return person
 
 
 def judge(mortal: Mortal, run: dict[str, Any], asked: list[Asked], mailbox: Mailbox) -> None:
@@ -219,19 +245,22 @@ def key_of(step: Step) -> str:
 
 
 def storm(root: Path, runs: int, seed: int) -> Counter[str]:
+    """So many runs that were killed, and more until one kill has cut a request off."""
     chance = random.Random(seed)
     counts: Counter[str] = Counter()
     with LlmServer() as llm, Mailbox() as mailbox, killable(root, llm, mailbox) as mortal:
         began = time.monotonic()
-        judge(mortal, run_through(mortal, mailbox, chance, 0), llm.asked, mailbox)
+        judge(mortal, run_through(mortal, mailbox, chance, 0).run, llm.asked, mailbox)
         undisturbed_s = time.monotonic() - began
-        while counts["killed"] < runs:
+        while counts["killed"] < runs or not counts["cut"]:
             before, deaths = len(llm.asked), mortal.deaths
-            run = run_through(mortal, mailbox, chance, undisturbed_s)
-            judge(mortal, run, llm.asked[before:], mailbox)
+            person = run_through(mortal, mailbox, chance, undisturbed_s)
+            judge(mortal, person.run, llm.asked[before:], mailbox)
             counts["runs"] += 1
+            counts["cut"] += person.cut.total()
+            counts += Counter({f"cut {what}": times for what, times in person.cut.items()})
             counts["killed"] += mortal.deaths > deaths
-            assert counts["runs"] <= 3 * runs, "the kills come too late"
+            assert counts["runs"] <= 5 * runs, f"the kills come too late: {counts}"
         counts["deaths"] = mortal.deaths
         counts["asked"] = len(llm.asked)
         counts["mails"] = len(mailbox.mails)
@@ -241,9 +270,13 @@ def storm(root: Path, runs: int, seed: int) -> Counter[str]:
 
 
 def test_killed_runs_complete_with_nothing_done_twice(root: Path) -> None:
-    assert storm(root, 4, seed=1)["killed"] == 4
+    assert storm(root, 4, seed=1)["killed"] >= 4
 
 
 @pytest.mark.soak
 def test_fifty_killed_runs(root: Path) -> None:
-    assert storm(root, 50, seed=2)["killed"] == 50
+    seed = random.randrange(1 << 32)
+    print("seed", seed)  # noqa: T201  to tell what a failure was
+    counts = storm(root, 50, seed)
+    print(dict(counts))  # noqa: T201  what the kills met
+    assert counts["killed"] >= 50
