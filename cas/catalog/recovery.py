@@ -38,8 +38,9 @@ from cas.catalog.snapshot import LmdbSnapshot
 from cas.durable import Disk, opened
 from cas.errors import CatalogError, IndexDamaged, JournalDamaged
 
-# An index takes five times the bytes of its journal where nothing in it was changed twice.
-_ROOM_FACTOR = 8
+# An index takes ten times the bytes of its journal where that has nothing but puts: a file has
+# seven entries. Too little room costs the whole building a second time.
+_ROOM_FACTOR = 13
 _ROOM_STEP_BYTES = 1 << 20  # whole pages of any machine
 _ROOM_BYTES_MIN = 128 << 20  # below, making it takes no time worth a special way
 

@@ -10,9 +10,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from bench.cataloguing import write_journal
 from cas.catalog import Transaction, bulk, recovery
+from cas.catalog.lmdb import Index
 from cas.catalog.local import LocalCatalog
+from cas.catalog.recovery import Folders
 from cas.config import Settings, Size, StoreSettings
+from cas.durable import Disk
 from cas.errors import JournalDamaged, StoreBusy
 from cas.files import PutItem
 from cas.rebuild import rebuild
@@ -214,3 +218,22 @@ def test_an_index_with_and_without_enough_room_is_the_same(
     with opened(root) as store:
         a_lot_happens(store, 6)
         store.catalog.verify_state()
+
+
+def test_the_room_is_enough_for_an_index_of_nothing_but_puts(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "_ROOM_BYTES_MIN", 1)
+    monkeypatch.setattr(bulk, "OPS_PER_BATCH", 5000)  # pages fill as those of a long journal do
+    write_journal(root, 40_000)
+    rooms: list[int] = []
+    empty_index = recovery._empty_index
+
+    def counted(folders: Folders, disk: Disk, source_bytes: int) -> Index:
+        rooms.append(source_bytes)
+        return empty_index(folders, disk, source_bytes)
+
+    monkeypatch.setattr(recovery, "_empty_index", counted)
+    assert rebuild(root).ops >= 40_000
+    assert rooms
+    assert 0 not in rooms  # it was not made a second time, the slow way

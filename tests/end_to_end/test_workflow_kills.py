@@ -144,6 +144,8 @@ class Person:
                 self._doing = "complete"
                 client.complete(token)
         elif step["step"] == "ask_editor":
+            if step["shown"] is None:  # it was decided while the run was read
+                return
             (links,) = step["shown"]["links"]
             found = [mail for mail in self._mailbox.mails if links["approve_url"] in mail.text]
             if not found:  # the mail with it is still on its way
