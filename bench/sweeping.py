@@ -13,10 +13,10 @@ from bench.cataloguing import stored_blob, stored_file
 from bench.measure import settle
 from bench.report import Quantity, Row, Target
 from bench.scale import Bench
-from cas.catalog import Transaction
+from cas.catalog import Snapshot, Transaction
 from cas.digest import Digest
 from cas.store import Store
-from cas.sweep import execute_sweep, plan_sweep
+from cas.sweep import SweepPlan, execute_sweep, plan_sweep
 
 _AT_ONCE = 1000  # records a write
 
@@ -77,11 +77,20 @@ def _fill(store: Store, names: list[str], *, due: bool) -> None:
         store.catalog.write(lambda txn: insert(txn, some))  # noqa: B023
 
 
+def _planned(store: Store, snapshot: Snapshot) -> SweepPlan:
+    return plan_sweep(
+        snapshot,
+        store.now_us(snapshot),
+        partial_files=store.partial_files,
+        keep_us=store.settings.events.keep,
+    )
+
+
 def _swept_ms(store: Store, due: int) -> float:
     settle(store.root)
     began = time.perf_counter()
     with store.catalog.read() as snapshot:
-        plan = plan_sweep(snapshot, store.now_us(snapshot), partial_files=store.partial_files)
+        plan = _planned(store, snapshot)
     swept = execute_sweep(store.catalog, plan, partial_files=store.partial_files)
     spent_ms = (time.perf_counter() - began) * 1e3
     if swept.files != due:
@@ -94,7 +103,7 @@ def _idle_us(store: Store) -> float:
     for _ in range(100):
         began = time.perf_counter()
         with store.catalog.read() as snapshot:
-            plan_sweep(snapshot, store.now_us(snapshot), partial_files=store.partial_files)
+            _planned(store, snapshot)
         looks.append((time.perf_counter() - began) * 1e6)
     return statistics.median(looks)
 

@@ -22,7 +22,7 @@ from cas.clock import rfc3339
 from cas.dating import postponed
 from cas.deliveries import call_off
 from cas.errors import ApprovalKeyTaken
-from cas.events import REMEMBERED_US, append_event, topic
+from cas.events import append_event, topic
 from cas.records import APPROVED, EXPIRED, PENDING, Approval, Event
 
 _PAGE: Final = 100
@@ -63,7 +63,7 @@ def take_key(
     run: str,
     approval_key: str,
     *,
-    keep_us: int = REMEMBERED_US,
+    keep_us: int,
 ) -> None:
     """Have the key free for an approval that is about to be asked for in this transaction:
     no decision on an earlier one answers it, nor one on it an earlier one.
@@ -89,7 +89,7 @@ def close_approval(
     *,
     decided_by: str | None = None,
     comment: str = "",
-    keep_us: int = REMEMBERED_US,
+    keep_us: int,
 ) -> Approval:
     """End a pending approval and tell its run; the event, and the record, are kept `keep_us`.
 
@@ -128,8 +128,13 @@ def ended_payload(approval: Approval) -> dict[str, object]:
         "status": approval.status,
         "approval_id": approval.approval_id,
         "approval_key": approval.approval_key,
-        "approved_by": approval.decided_by if approval.status == APPROVED else None,
+        "approved_by": approved_by(approval.status, approval.decided_by),
         "decided_by": approval.decided_by,
         "decided_at": None if approval.decided_at is None else rfc3339(approval.decided_at),
         "comment": approval.comment,
     }
+
+
+def approved_by(status: str, decided_by: str | None) -> str | None:
+    """Who approved: whoever decided, where that was to approve."""
+    return decided_by if status == APPROVED else None

@@ -15,12 +15,12 @@ from cas.blobs import Measured
 from cas.catalog import Snapshot, Transaction
 from cas.clock import rfc3339
 from cas.content import Content
-from cas.deliveries import CALLBACK, enqueue
+from cas.deliveries import enqueue
 from cas.errors import FilesRefused, NotFound
 from cas.events import append_event
 from cas.files import Naming
 from cas.partials import drop_partials
-from cas.records import COMPLETED, PendingUpload, StoredFile, UploadFile
+from cas.records import CALLBACK, COMPLETED, PendingUpload, StoredFile, UploadFile
 from cas.references import extension_of
 from cas.retention import parse_retention
 

@@ -27,12 +27,9 @@ from cas.clock import DAY_US, HOUR_US, SECOND_US
 from cas.errors import NotFound
 from cas.identifiers import first_id, new_id
 from cas.listing import Page, newest
-from cas.records import CANCELLED, DONE, FAILED, WAITING, Delivery, DeliveryPayload
+from cas.records import CANCELLED, DONE, FAILED, MAIL, WAITING, Delivery, DeliveryPayload
 from cas.references import check_segment
 from cas.sealing import Names, Ring, is_sealed, seal, unseal
-
-CALLBACK: Final = "callback"
-MAIL: Final = "mail"  # its target is an address, its payload a mail: see `workflows.mails`
 
 # How long to wait after the first, second, … failed attempt; after more, as after the last.
 # Most failures are a restart, over in seconds; the others are an outage, over in hours.
@@ -65,7 +62,25 @@ def enqueue(
     *,
     ring: Ring | None = None,
 ) -> Delivery:
-    """Record a message inside the transaction of what it speaks of; due at once.
+    """Record a message inside the transaction of what it speaks of; due at once. See `message`."""
+    delivery, sent = message(txn.now_us, tenant_id, kind, subject, target, payload, ring=ring)
+    txn.insert(delivery)
+    txn.insert(sent)
+    return delivery
+
+
+def message(
+    now_us: int,
+    tenant_id: str,
+    kind: str,
+    subject: str,
+    target: str,
+    payload: dict[str, Any],
+    *,
+    ring: Ring | None = None,
+) -> tuple[Delivery, DeliveryPayload]:
+    """A message that is due at `now_us`: both records are to be inserted in the transaction of
+    what it speaks of. Where there are many of them, they are made before it.
 
     `subject` is what it speaks of (an upload's identifier), `target` a URL, or an address
     where `kind` is MAIL. The payload is stored as JSON: every attempt sends the same bytes.
@@ -73,21 +88,19 @@ def enqueue(
     to tells what is sent.
     """
     delivery = Delivery(
-        delivery_id=new_id(txn.now_us),
+        delivery_id=new_id(now_us),
         tenant_id=tenant_id,
         kind=kind,
         subject=subject,
         target=target,
         status=WAITING,
-        created_at=txn.now_us,
-        next_attempt_at=txn.now_us,
+        created_at=now_us,
+        next_attempt_at=now_us,
     )
-    txn.insert(delivery)
     sent = _encode(payload)
     if ring is not None:
         sent = seal(ring, _names(delivery), sent)
-    txn.insert(DeliveryPayload(delivery.delivery_id, sent))
-    return delivery
+    return delivery, DeliveryPayload(delivery.delivery_id, sent)
 
 
 def call_off(txn: Transaction, tenant_id: str, subject: str, why: str) -> None:
@@ -223,19 +236,21 @@ def due(snapshot: Snapshot, now_us: int, limit: int, *, after: Key = ()) -> list
     return snapshot.range(Delivery, "due", after=after, before=(now_us + 1,), limit=limit)
 
 
-def due_of(snapshot: Snapshot, tenant_id: str, now_us: int, limit: int) -> list[Delivery]:
-    """Up to `limit` deliveries of one tenant to be sent at `now_us`, longest due first."""
-    prefix = (WAITING, tenant_id)
+def due_of(
+    snapshot: Snapshot, kind: str, tenant_id: str, now_us: int, limit: int
+) -> list[Delivery]:
+    """Up to `limit` deliveries of one kind and tenant to be sent at `now_us`, longest due first."""
+    prefix = (WAITING, kind, tenant_id)
     return snapshot.range(Delivery, "queue", prefix, before=(now_us + 1,), limit=limit)
 
 
-def waiting_tenant(snapshot: Snapshot, after: str = "") -> str | None:
-    """The next tenant in order that something waits for, due or not; None: no more.
+def waiting_tenant(snapshot: Snapshot, kind: str, after: str = "") -> str | None:
+    """The next tenant in order that something of a kind waits for, due or not; None: no more.
 
     Costs one look, however much waits for the tenants before it.
     """
     behind: Key = (after,) if after else ()
-    found = snapshot.range(Delivery, "queue", (WAITING,), after=behind, limit=1)
+    found = snapshot.range(Delivery, "queue", (WAITING, kind), after=behind, limit=1)
     return found[0].tenant_id if found else None
 
 
@@ -353,7 +368,7 @@ def _queued(snapshot: Snapshot, status: str) -> Iterator[Delivery]:
         yield from page
         last = page[-1]
         due_at = () if last.next_attempt_at is None else (last.next_attempt_at,)
-        after = (last.tenant_id, *due_at, last.delivery_id)
+        after = (last.kind, last.tenant_id, *due_at, last.delivery_id)
 
 
 def plan_forgetting(snapshot: Snapshot, now_us: int, limit: int = 1000) -> list[str]:

@@ -17,7 +17,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, final
+from typing import Final, Protocol, final
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -230,12 +230,31 @@ def is_temporary(name: str) -> bool:
 
 @contextmanager
 def opened(path: Path | str, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """A descriptor of `path`, closed at the end."""
+    """A descriptor of `path`, closed at the end; in a child that is forked meanwhile at once.
+
+    A lock belongs to the open file, which such a child shares: it would keep the lock after its
+    parent let go of it, or was killed.
+    """
     fd = os.open(path, flags | os.O_CLOEXEC)
+    _opened.add(fd)
     try:
         yield fd
     finally:
+        if fd in _opened:  # not in a child, where the number may be another file's now
+            _opened.remove(fd)
+            os.close(fd)
+
+
+_opened: Final[set[int]] = set()
+
+
+def _after_fork() -> None:
+    for fd in _opened:
         os.close(fd)
+    _opened.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _call(function: Callable[..., int], *arguments: object) -> None:

@@ -23,7 +23,7 @@ import msgspec
 
 from cas.approvals import close_approval
 from cas.catalog import Catalog, Key, Snapshot, Transaction, pages
-from cas.events import REMEMBERED_US, drop
+from cas.events import drop
 from cas.records import (
     CANCELLED,
     COMPLETED,
@@ -47,7 +47,7 @@ VAIN_MAX: Final = 10 * PORTION  # looked at for nothing by `end`: as long again,
 _ENDING: Final = "ending"
 
 
-def end(txn: Transaction, run: Run, keep_us: int = REMEMBERED_US) -> Run:
+def end(txn: Transaction, run: Run, keep_us: int) -> Run:
     """Record `run`, which ends now; its status says how. Returned with `ending` where there is
     more that ends with it, which `let_go` is for. `keep_us` is `[events] keep`."""
     txn.replace(run)  # first: from here on its waits are passed over
@@ -64,9 +64,9 @@ def end(txn: Transaction, run: Run, keep_us: int = REMEMBERED_US) -> Run:
     return run
 
 
-def let_go(catalog: Catalog, run_id: str, actor: str, keep_us: int = REMEMBERED_US) -> None:
+def let_go(catalog: Catalog, run_id: str, actor: str, keep_us: int) -> None:
     """End what is left of a run that has ended; nothing where it is still open. Safe to stop
-    anywhere and to repeat."""
+    anywhere and to repeat. `keep_us` is `[events] keep`."""
     with catalog.read() as snapshot:
         run = snapshot.get(Run, run_id)
         if run is None or run.open is not None:

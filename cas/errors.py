@@ -6,7 +6,7 @@ them to a status and a stable code, `cas/cli.py` maps them to exit codes.
     BlobcaskError
     ├── InvalidInput                what the caller sent can never be right
     │   ├── InvalidDigest  InvalidReference  InvalidName  InvalidRetention  InvalidRequest
-    │   ├── InvalidReceipt  InvalidWorkflow  OperatorUnsupported
+    │   ├── InvalidReceipt  InvalidWorkflow  InvalidTemplate  OperatorUnsupported
     │   └── InvalidSetting          section, key and value of a bad setting
     ├── NotFound                    no such thing, or not the caller's
     ├── Mismatch                    the bytes are not the promised ones
@@ -22,7 +22,10 @@ them to a status and a stable code, `cas/cli.py` maps them to exit codes.
     ├── QuotaExceeded               no more of this tenant, with numbers
     │   └── LinkQuotaExceeded
     ├── TooManyRuns                 as many runs of this tenant are open as may be
+    ├── TooManyApprovals            as many approvals of this tenant are remembered as may be
+    ├── TooManyMails                as many mails of this tenant are still to go out as may be
     ├── TooManyHeld                 as much of its events is kept for later waits as may be
+    ├── TooManyKept                 as much of its events is kept, whyever, as may be
     ├── BlobUnavailable             the record is here, good bytes are not
     │   └── BlobMissing  BlobDamaged  BlobElsewhere
     ├── CopyUnconfirmed             stored here, but not known to be at the bucket yet
@@ -80,6 +83,10 @@ class InvalidRequest(InvalidInput):
 
     what = "field"
 
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field = field
+
 
 class InvalidReceipt(InvalidInput):
     what = "receipt"
@@ -89,6 +96,12 @@ class InvalidWorkflow(InvalidInput):
     """A workflow's definition or its inputs; `value` is the task or the field."""
 
     what = "workflow"
+
+
+class InvalidTemplate(InvalidWorkflow):
+    """A template that cannot be read, or has no value; `value` is the beginning of its text."""
+
+    what = "template"
 
 
 class OperatorUnsupported(InvalidWorkflow):
@@ -103,7 +116,8 @@ class InvalidSetting(InvalidInput):
     """A setting that stops the start: names section, key and value."""
 
     def __init__(self, section: str, key: str, value: object, reason: str) -> None:
-        BlobcaskError.__init__(self, f"[{section}] {key} = {value}: {reason}")
+        given = "is not set" if value == "" else f"= {value}"
+        BlobcaskError.__init__(self, f"[{section}] {key} {given}: {reason}")
         self.section = section
         self.key = key
         self.value = value
@@ -408,6 +422,30 @@ class TooManyRuns(BlobcaskError):
         self.open = open
 
 
+class TooManyApprovals(BlobcaskError):
+    """`remembered` approvals of the tenant are, also such as have ended, and `limit` may be;
+    nobody was asked."""
+
+    def __init__(self, limit: int, remembered: int) -> None:
+        super().__init__(f"{remembered} approvals are remembered, of {limit} that may be at once")
+        self.limit = limit
+        self.remembered = remembered
+
+
+class TooManyMails(BlobcaskError):
+    """`waiting` mails of the tenant are still to go out, `limit` may be, and `needed` more have
+    no room beside them; nobody was asked."""
+
+    def __init__(self, limit: int, waiting: int, needed: int) -> None:
+        super().__init__(
+            f"{waiting} mails are still to go out, of {limit} that may be at once; "
+            f"{needed} more are needed"
+        )
+        self.limit = limit
+        self.waiting = waiting
+        self.needed = needed
+
+
 class TooManyHeld(BlobcaskError):
     """The tenant's events that others told, and that are kept for later waits, have `held_bytes`
     of `limit_bytes`, and one of `needed_bytes` has no room beside them; nothing was kept."""
@@ -419,6 +457,21 @@ class TooManyHeld(BlobcaskError):
         )
         self.limit_bytes = limit_bytes
         self.held_bytes = held_bytes
+        self.needed_bytes = needed_bytes
+
+
+class TooManyKept(BlobcaskError):
+    """What is kept of the tenant's events that others told, and of waits that its clients may
+    ask for again, has `kept_bytes` of `limit_bytes`, and one of `needed_bytes` has no room
+    beside it; nothing was kept."""
+
+    def __init__(self, limit_bytes: int, kept_bytes: int, needed_bytes: int) -> None:
+        super().__init__(
+            f"{kept_bytes} bytes of events and waits are kept, of {limit_bytes} that may be; "
+            f"{needed_bytes} more are needed"
+        )
+        self.limit_bytes = limit_bytes
+        self.kept_bytes = kept_bytes
         self.needed_bytes = needed_bytes
 
 

@@ -21,8 +21,10 @@ Who gets an event is written in the transaction of the event, by all writers one
 other. So no topic has more than TOPIC_WAITS_MAX waits, of which clients can take half, and no
 tenant's clients have more than CLIENT_WAITS_MAX.
 
-What others told, and is open to later waits, counts for its tenant, and has a limit; what the
-store itself tells does not.
+What others told counts for its tenant for as long as it is kept, and so does a wait that a
+client has claimed, of which there may be as many as a client thinks of names; both together have
+a limit, and what is open to later waits has one of its own (`Room`). What the store itself tells
+is always kept. An event goes with the last wait that could ask for it again.
 
 What wakes who waits is a doorbell and may be lost or rung twice: the event is in the catalog,
 `claim` reads it, and reads the same one each time.
@@ -33,7 +35,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, final
 
 import msgspec
 
@@ -46,16 +48,16 @@ from cas.errors import (
     RunEnded,
     SubscriptionTaken,
     TooManyHeld,
+    TooManyKept,
     TooManyWaiters,
 )
 from cas.identifiers import new_id
-from cas.records import Event, Mark, Run, Subscription
-from cas.totals import held_of, waits_for, waits_of
+from cas.records import WAIT_BYTES, Event, Mark, Run, Subscription
+from cas.totals import held_of, kept_of, waits_for, waits_of
 
-# How long a wait that ended is remembered, so that who asks again after a crash is told the
-# same: a runner that is down for longer begins its wait anew.
-REMEMBERED_US: Final = 30 * DAY_US
-# The same, where a client waited in vain, or cannot ask again: there is nothing to tell it.
+# How long a wait is remembered of a client that waited in vain, or cannot ask again: there is
+# nothing to tell it. Others are remembered for `[events] keep`, so that who asks again after a
+# crash is told the same: a runner that is down for longer begins its wait anew.
 IN_VAIN_US: Final = 300 * SECOND_US
 # Of one topic: an event that is given to so many takes a second, in which nobody else writes.
 TOPIC_WAITS_MAX: Final = 10_000
@@ -67,8 +69,45 @@ RESERVED: Final = (*OF_STORE, "webhook_")
 
 _ACTOR: Final = "events"
 _BATCH: Final = 500  # events a transaction
+# For how long an upgrade keeps what had no end before it: as long as `[events] keep` is unless
+# it is set, which it does not know.
+_KEPT_US: Final = 30 * DAY_US
 _PAGE: Final = 200  # events looked at, at once, for one that a run has not had
 _encode = msgspec.json.Encoder().encode
+
+
+@final
+class Room(msgspec.Struct, frozen=True):
+    """How much may be kept for a tenant of what others tell; 0: no limit."""
+
+    held_bytes_max: int = 0  # of events that are open to later waits
+    kept_bytes_max: int = 0  # of all of them, and of waits that clients claimed
+
+    def check_event(self, txn: Transaction, event: Event) -> None:
+        """Raise TooManyHeld, TooManyKept where there is none for an event, which is not
+        recorded yet."""
+        if self.held_bytes_max and event.held_of is not None:
+            held_bytes = held_of(txn, event.held_of)
+            if held_bytes + event.size_bytes > self.held_bytes_max:
+                raise TooManyHeld(self.held_bytes_max, held_bytes, event.size_bytes)
+        if event.kept_of is not None:
+            self._check(txn, event.kept_of, event.size_bytes)
+
+    def check_wait(self, txn: Transaction, wait: Subscription) -> None:
+        """Raise TooManyKept where there is none for one more wait of a client. One without a
+        name has it in any case: it is forgotten in minutes, and so is what it was given."""
+        if wait.of_client and not wait.nameless:
+            self._check(txn, wait.tenant_id, WAIT_BYTES)
+
+    def _check(self, txn: Transaction, tenant_id: str, needed_bytes: int) -> None:
+        if not self.kept_bytes_max:
+            return
+        kept_bytes = kept_of(txn, tenant_id)
+        if kept_bytes + needed_bytes > self.kept_bytes_max:
+            raise TooManyKept(self.kept_bytes_max, kept_bytes, needed_bytes)
+
+
+NO_LIMIT: Final = Room()
 
 
 def topic(tenant_id: str, event_name: str, correlation_key: str | None) -> str:
@@ -106,7 +145,7 @@ def check_correlation_key(correlation_key: str | None) -> None:
 
 def _check_text(field: str, text: str) -> None:
     if not 1 <= len(text) <= NAME_CHARS_MAX or not text.isprintable():
-        raise InvalidRequest(field, f"{field} has 1 to {NAME_CHARS_MAX} printable characters")
+        raise InvalidRequest(field, f"1 to {NAME_CHARS_MAX} printable characters")
 
 
 def append_event(
@@ -117,7 +156,7 @@ def append_event(
     correlation_key: str | None = None,
     *,
     run: str = "",
-    keep_us: int = REMEMBERED_US,
+    keep_us: int,
 ) -> Event:
     """Record one of the store's own events inside the transaction of what it speaks of.
 
@@ -125,7 +164,14 @@ def append_event(
     `run`: the run whose waits alone it is for.
     """
     return publish(
-        txn, tenant_id, event_name, _encode(payload), correlation_key, run=run, open_us=keep_us
+        txn,
+        tenant_id,
+        event_name,
+        _encode(payload),
+        correlation_key,
+        run=run,
+        open_us=keep_us,
+        own=True,
     )[0]
 
 
@@ -137,13 +183,14 @@ def post(
     correlation_key: str | None,
     *,
     hold_us: int | None = None,
-    keep_us: int = REMEMBERED_US,
-    held_bytes_max: int = 0,
+    keep_us: int,
+    room: Room = NO_LIMIT,
 ) -> tuple[Event, int]:
     """Record an event that somebody outside posted; see `publish`.
 
     With `hold_us` it is kept so long for the first wait that begins later, where none is
-    there. Raises NoWaitingWorkflow where none is and it is not to be held; TooManyHeld.
+    there. Raises NoWaitingWorkflow where none is and it is not to be held; TooManyHeld,
+    TooManyKept.
     """
     return publish(
         txn,
@@ -155,7 +202,7 @@ def post(
         once=hold_us is not None,
         keep_us=keep_us,
         for_waits_only=hold_us is None,
-        held_bytes_max=held_bytes_max,
+        room=room,
     )
 
 
@@ -169,18 +216,19 @@ def publish(
     run: str = "",
     open_us: int | None = None,
     once: bool = False,
-    keep_us: int = REMEMBERED_US,
+    keep_us: int = 0,
     for_waits_only: bool = False,
-    held_bytes_max: int = 0,
+    own: bool = False,
+    room: Room = NO_LIMIT,
 ) -> tuple[Event, int]:
     """Record an event and give it to all that wait for it; returns how many those were.
-    Raises NoWaitingWorkflow where there are none and it is `for_waits_only`; TooManyHeld where
-    it would be open to a later wait, and the tenant's that are open to one had more than
-    `held_bytes_max` with it (0: no limit).
+    Raises NoWaitingWorkflow where there are none and it is `for_waits_only`; TooManyHeld,
+    TooManyKept where there is no `room`. One of the store's `own` has it in any case.
 
     `open_us`: for how long a wait that begins later gets it too; None: not at all. With
     `once` it is open to one wait only, and to none where one has got it already. One that is
-    never open is kept for `keep_us`; any is kept for as long as a wait that got it.
+    never open is kept for `keep_us`; any is kept for as long as a wait that got it, and goes
+    with the last one of these where it is open to none.
     """
     about = topic(tenant_id, event_name, correlation_key)
     waits = list(_waiting(txn, about, run))
@@ -202,11 +250,9 @@ def publish(
         once=once,
         undated_at=_undated(txn),
         seq=_frame(txn),
+        own=own,
     )
-    if still_open and held_bytes_max:
-        held_bytes = held_of(txn, tenant_id)
-        if held_bytes + event.size_bytes > held_bytes_max:
-            raise TooManyHeld(held_bytes_max, held_bytes, event.size_bytes)
+    room.check_event(txn, event)
     txn.insert(event)
     for wait in waits:
         txn.replace(given(txn, wait, event.event_id))
@@ -277,6 +323,7 @@ def subscribe(
     timeout_us: int | None,
     *,
     renew: bool = False,
+    room: Room = NO_LIMIT,
 ) -> Subscription:
     """Begin the wait of a step, or find it where it began before; an open event is given at
     once. `event_name` "" waits for the time alone.
@@ -287,7 +334,8 @@ def subscribe(
     Raises RunEnded for a step whose run has ended, which would take what others wait for,
     SubscriptionTaken when another one waits with the same correlation key (a step of
     a run takes it from a client, whose wait is over then), KeyReused when this step waits, or
-    waited, for another event, TooManyWaiters.
+    waited, for another event, TooManyWaiters, TooManyKept where there is no `room` for another
+    name of a client.
     """
     identifier = subscription_id(tenant_id, run, step)
     found = txn.get(Subscription, identifier)
@@ -320,7 +368,9 @@ def subscribe(
         refuse_ended(txn, tenant_id, run)
     if keyed is not None:
         _make_way(txn, keyed, wait)
-    _find_room(txn, found, wait)
+    _find_place(txn, found, wait)
+    if found is None:
+        room.check_wait(txn, wait)
     event = open_event(txn, wait) if about else None
     if event is not None:
         wait = given(txn, wait, event.event_id)
@@ -354,7 +404,7 @@ def _make_way(txn: Transaction, keyed: str, wait: Subscription) -> None:
     txn.replace(msgspec.structs.replace(holder, keyed_for=None))
 
 
-def _find_room(txn: Transaction, found: Subscription | None, wait: Subscription) -> None:
+def _find_place(txn: Transaction, found: Subscription | None, wait: Subscription) -> None:
     """Raise TooManyWaiters where there are too many beside this one."""
     about, tenant_id = wait.waiting_for, wait.client_of
     if about is not None and (found is None or found.waiting_for is None):
@@ -430,9 +480,9 @@ def refuse_ended(snapshot: Snapshot, tenant_id: str, run_id: str) -> None:
         raise RunEnded(run.status)
 
 
-def claim(txn: Transaction, wait: Subscription, keep_us: int = REMEMBERED_US) -> Subscription:
+def claim(txn: Transaction, wait: Subscription, keep_us: int) -> Subscription:
     """Take what the wait was given (or that its time is over); once more changes nothing
-    (invariant 13).
+    (invariant 13). It is remembered for `keep_us`, `[events] keep`.
 
     A wait that still waits is returned as it is. Raises RunEnded where nobody is left to claim
     it for: what it was given is there for others, once the wait is dropped (`cas.endings`).
@@ -462,10 +512,12 @@ def claim(txn: Transaction, wait: Subscription, keep_us: int = REMEMBERED_US) ->
 
 def drop(txn: Transaction, wait: Subscription) -> None:
     """Remove a wait. A held event that nobody else may have, and that it has not claimed, is
-    there for others again."""
+    there for others again; one that is for nobody any more goes with it."""
     event = _only_for(txn, wait)
     txn.delete(wait)
     if event is None:
+        if wait.event_id is not None:
+            _forget_unheard(txn, wait.event_id)
         return
     about = topic(event.tenant_id, event.event_name, event.correlation_key)
     # A portion of an end asks this 500 times, and wants one.
@@ -475,6 +527,15 @@ def drop(txn: Transaction, wait: Subscription) -> None:
         if _uses_up(event.workflow_run_id, first):
             return
     txn.replace(msgspec.structs.replace(event, open_for=about))
+
+
+def _forget_unheard(txn: Transaction, event_id: str) -> None:
+    """Remove an event that nobody can ask for: no wait has it, and none can come to it."""
+    if txn.range(Subscription, "event", (event_id,), limit=1):
+        return
+    event = txn.get(Event, event_id)
+    if event is not None and event.open_for is None:
+        txn.delete(event)
 
 
 def _only_for(txn: Transaction, wait: Subscription) -> Event | None:
@@ -491,9 +552,7 @@ def _only_for(txn: Transaction, wait: Subscription) -> Event | None:
     return event if all(one.subscription_id == wait.subscription_id for one in others) else None
 
 
-def leave(
-    txn: Transaction, wait: Subscription, keep_us: int = REMEMBERED_US
-) -> Subscription | None:
+def leave(txn: Transaction, wait: Subscription, keep_us: int) -> Subscription | None:
     """End the wait of a client that is all but gone, and cannot ask again.
 
     Where others may have what it was given, or it was given nothing, nothing is left of it:
@@ -539,7 +598,7 @@ def open_events(catalog: Catalog, done: Mark) -> None:
                 opened = msgspec.structs.replace(
                     event,
                     open_for=topic(event.tenant_id, event.event_name, event.correlation_key),
-                    expires_at=txn.now_us + REMEMBERED_US,
+                    expires_at=txn.now_us + _KEPT_US,
                     undated_at=_undated(txn),
                 )
                 txn.replace(opened)

@@ -12,7 +12,7 @@
     runs        when they are forgotten, with their text, steps, keys, waits, webhooks and approvals
 
 The sweep itself sees to events: one that a wait was given stays for as long as the wait
-(invariant 13).
+(invariant 13), and goes with the last one that could ask for it (`cas.events.drop`).
 """
 
 from __future__ import annotations

@@ -13,6 +13,9 @@ R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
 PAGE_MAX: Final = 1000
+# Of the records of a page, as they are kept: its reader may take its time, and it lies in memory
+# meanwhile.
+PAGE_BYTES_MAX: Final = 1 << 20
 
 
 @final
@@ -28,18 +31,21 @@ def newest(
     snapshot: Snapshot, kind: type[R], index: str, prefix: Key, cursor: str | None, limit: int
 ) -> Page[R]:
     """Up to `limit` records (1 to PAGE_MAX), the newest first, before the one that `cursor`
-    names.
+    names; fewer where they are long (PAGE_BYTES_MAX), but one at least where there is any.
 
     For types whose key is one identifier that grows with time (`new_id`), and an index of them
     that ends with it. Whoever shows fewer of a page keeps its cursor.
     """
     limit = max(1, min(limit, PAGE_MAX))
     before = () if cursor is None else (cursor,)
-    found = snapshot.range(kind, index, prefix, before=before, limit=limit + 1, reverse=True)
-    if len(found) <= limit:
+    found = snapshot.range(
+        kind, index, prefix, before=before, limit=limit, bytes_max=PAGE_BYTES_MAX, reverse=True
+    )
+    if not found:
         return Page(found, None)
-    del found[limit:]
-    return Page(found, str(found[-1].primary_key()[0]))
+    last = str(found[-1].primary_key()[0])
+    more = snapshot.range(kind, index, prefix, before=(last,), limit=1, reverse=True)
+    return Page(found, last if more else None)
 
 
 def own(snapshot: Snapshot, kind: type[R], tenant_id: str, identifier: str) -> R | None:

@@ -1,8 +1,9 @@
 """Addresses of mail, as people write them: `ada@example.org`, `Ada <ada@example.org>`.
 
 Narrower than RFC 5321: no quoted local parts, comments or domain literals, which hardly
-anybody has and which are how addresses are smuggled past a check. Whether an address exists
-only its server knows.
+anybody has and which are how addresses are smuggled past a check; no encoded words (RFC 2047)
+either, which hold what nobody sees before it is decoded. Whether an address exists only its
+server knows.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def read_mailbox(text: str) -> Mailbox:
     """The one address that `text` is; raises ValueError with what is wrong."""
     if not text.isprintable():
         raise ValueError("an address has no line breaks or other controls")
+    if "=?" in text:
+        raise ValueError("an address has no encoded words (=?…?=): write the letters themselves")
     named = _NAMED.fullmatch(text.strip())
     name = named["name"].strip() if named else ""
     if len(name) > 1 and name[0] == name[-1] == '"':

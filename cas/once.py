@@ -18,7 +18,7 @@ from cas.errors import KeyReused
 from cas.events import refuse_ended
 from cas.records import Once
 
-REMEMBERED_US: Final = DAY_US  # keys that a client chose
+CLIENT_KEYS_US: Final = DAY_US  # how long keys that a client chose are remembered
 KEY_CHARS_MAX: Final = 255
 _OF_RUN: Final = "run:"
 
@@ -31,7 +31,7 @@ class OnceKey(msgspec.Struct, frozen=True):
     scope: str  # whose names they are: "run:<run>", "events", …
     name: str
     asked: bytes = b""
-    keep_us: int | None = REMEMBERED_US  # None: until its run is forgotten
+    keep_us: int | None = CLIENT_KEYS_US  # None: until its run is forgotten
 
 
 def once(

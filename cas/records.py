@@ -241,6 +241,7 @@ class UploadFile(Record, frozen=True, array_like=True):
 
 
 EVENT_BYTES = 512  # of an event besides its payload: its record, and what it is found by
+WAIT_BYTES = 512  # the same of a wait
 
 
 @final
@@ -263,25 +264,32 @@ class Event(Record, frozen=True, array_like=True):
     undated_at: int | None = None
     # The frame of the journal that it came with: which one is older, however fast they come.
     seq: int = 0
+    # Whether the store itself tells it, of a change of its own: kept in any case, and counted
+    # nowhere. What others tell counts for the tenant.
+    own: bool = True
 
     schema: ClassVar[Schema] = Schema(
         "events",
         5,
         key=("event_id",),
         indexes={
-            "name": ("tenant_id", "event_name", "event_id"),
             "expiry": ("expires_at", "event_id"),
             "open": ("open_for", "workflow_run_id", "seq", "event_id"),
             "undated": ("undated_at", "event_id"),
         },
-        adds=(Adds("held_of", "held_of"),),
+        adds=(Adds("held_of", "held_of"), Adds("kept_of", "kept_of")),
     )
 
     @property
     def held_of(self) -> str | None:
-        """The tenant for whose later wait it is kept, which others told: all of those are for
-        one wait, and the store's own for any. None once it is for no later one."""
-        return self.tenant_id if self.open_for is not None and self.once else None
+        """The tenant for whose later wait it is kept, which others told. None once it is for
+        no later one."""
+        return None if self.open_for is None else self.kept_of
+
+    @property
+    def kept_of(self) -> str | None:
+        """The tenant for which it is kept, whyever; None where the store itself tells it."""
+        return None if self.own else self.tenant_id
 
     @property
     def size_bytes(self) -> int:
@@ -332,6 +340,9 @@ WAITING = "waiting"
 DONE = "done"
 FAILED = "failed"
 
+CALLBACK = "callback"
+MAIL = "mail"  # its target is an address, its payload a mail: see `workflows.mails`
+
 
 @final
 class Delivery(Record, frozen=True, array_like=True):
@@ -343,9 +354,9 @@ class Delivery(Record, frozen=True, array_like=True):
 
     delivery_id: str  # also the idempotency key: the same at every attempt
     tenant_id: str
-    kind: str  # "callback"
-    subject: str  # what it speaks of: an upload's identifier
-    target: str  # a URL
+    kind: str  # callback or mail
+    subject: str  # what it speaks of: an upload's identifier, or an approval's
+    target: str  # a URL, or an address
     status: str  # waiting, done, failed or cancelled
     created_at: int
     next_attempt_at: int | None  # while waiting: what the background process walks
@@ -364,9 +375,15 @@ class Delivery(Record, frozen=True, array_like=True):
             "tenant": ("tenant_id", "delivery_id"),
             "status": ("tenant_id", "status", "delivery_id"),
             "subject": ("tenant_id", "subject", "delivery_id"),
-            "queue": ("status", "tenant_id", "next_attempt_at", "delivery_id"),
+            "queue": ("status", "kind", "tenant_id", "next_attempt_at", "delivery_id"),
         },
+        adds=(Adds("mails_of", "mail_of", size_bytes=""),),
     )
+
+    @property
+    def mail_of(self) -> str | None:
+        """The tenant whose mail it is, until it is delivered, given up or called off."""
+        return self.tenant_id if self.kind == MAIL and self.status == WAITING else None
 
 
 @final
@@ -490,7 +507,9 @@ class Total(Record, frozen=True, array_like=True):
     Names: "blobs:here", "blobs:elsewhere" (at targets only, or missing), "backlog:<target>".
     "waits_for:<topic>" (`Subscription.waiting_for`), "waits_of:<tenant>" (its clients' waits
     that nobody claimed), "runs:<status>" and "runs_of:<tenant>" (open ones),
-    "held_of:<tenant>" (events of others that are kept for its later waits).
+    "held_of:<tenant>" (events of others that are kept for its later waits), "kept_of:<tenant>"
+    (all events of others that are kept, and waits that its clients claimed),
+    "approvals_of:<tenant>" (all that are remembered), "mails_of:<tenant>" (still to go out).
     A sum of nothing has no record.
     """
 
@@ -587,6 +606,7 @@ class Subscription(Record, frozen=True, array_like=True):
         adds=(
             Adds("waits_for", "waiting_for", size_bytes=""),
             Adds("waits_of", "client_of", size_bytes=""),
+            Adds("kept_of", "kept_of"),
         ),
     )
 
@@ -604,6 +624,17 @@ class Subscription(Record, frozen=True, array_like=True):
     def client_of(self) -> str | None:
         """The tenant whose client has not claimed it yet."""
         return self.tenant_id if self.of_client and self.claimed_at is None else None
+
+    @property
+    def kept_of(self) -> str | None:
+        """The tenant whose client has claimed it, and may ask again: one more for each name
+        that a client thinks of. Those of runs come and go with them."""
+        return self.tenant_id if self.of_client and self.claimed_at is not None else None
+
+    @property
+    def size_bytes(self) -> int:
+        """What keeping it takes."""
+        return WAIT_BYTES
 
     @property
     def had_by(self) -> str:
@@ -658,6 +689,7 @@ class Approval(Record, frozen=True, array_like=True):
             "forget": ("forget_at", "approval_id"),
             "undated": ("undated_at", "approval_id"),
         },
+        adds=(Adds("approvals_of", "tenant_id", size_bytes=""),),
     )
 
 
@@ -837,12 +869,13 @@ class StepValue(Record, frozen=True, array_like=True):
     step_id: str
     iteration: str
     value: bytes  # JSON
+    steps: int = 0  # of an item: how many tasks are done for it
 
     schema: ClassVar[Schema] = Schema(
         "step_values",
         22,
         key=("run_id", "kind", "step_id", "iteration"),
-        adds=(Adds("values_of", "run_id"), Adds("items_of", "item_of", size_bytes="")),
+        adds=(Adds("values_of", "run_id"), Adds("items_of", "item_of", size_bytes="steps")),
     )
 
     @property

@@ -10,7 +10,7 @@ is now. All of it is safe to stop anywhere and to repeat.
     due next_due_us backlog                                 what is to be copied
     settle want_again                                       what became of it
     removable begin_removals put_off_removals end_removals  what is to be deleted there
-    homes held_at_targets evict is_leftover                 what may be gone here
+    homes evict is_leftover                                 what may be gone here
     faults                                                  what the doctor asks
 """
 
@@ -366,13 +366,6 @@ def homes(snapshot: Snapshot, digest: Digest) -> list[str]:
     """The targets that hold a verified copy which is to stay."""
     found = snapshot.range(Replica, "blob", (digest,), limit=TARGETS_MAX)
     return [row.target for row in found if row.held and snapshot.get(Target, row.target)]
-
-
-def held_at_targets(snapshot: Snapshot, digest: Digest) -> bool:
-    """Whether every target, and there is one, holds a verified copy (invariant 8)."""
-    names = [target.name for target in targets(snapshot)]
-    held = (snapshot.get(Replica, name, digest) for name in names)
-    return bool(names) and all(row is not None and row.held for row in held)
 
 
 def evict(

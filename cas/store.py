@@ -75,8 +75,8 @@ class Store:
             settings.uploads.max_file_size_mb << 20,
             settings.references.scheme,
             settings.uploads.partial_expiry,
-            Quota(settings.limits.quota_files, settings.limits.quota_bytes),
             settings.events.keep,
+            Quota(settings.limits.quota_files, settings.limits.quota_bytes),
         )
 
     @classmethod

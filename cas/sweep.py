@@ -17,7 +17,7 @@ from typing import TypeVar, final
 import msgspec
 
 from cas.catalog import Catalog, Key, Snapshot, Transaction
-from cas.events import REMEMBERED_US, event_is_over
+from cas.events import event_is_over
 from cas.forgetting import (
     POSTPONED_US,
     Due,
@@ -52,6 +52,7 @@ class SweepPlan(msgspec.Struct, frozen=True):
     """What a sweep would end, by identifier: printable, testable, refusable."""
 
     now_us: int
+    keep_us: int  # how long events and what has ended are remembered
     file_ids: list[str]
     references: list[str]  # of those files, for people
     upload_ids: list[str]
@@ -59,7 +60,6 @@ class SweepPlan(msgspec.Struct, frozen=True):
     event_ids: list[str] = []
     leftovers: list[str] = []  # files of partials that have no record any more
     workflows: Due = Due()
-    keep_us: int = REMEMBERED_US  # how long events and what has ended are remembered
 
     def __bool__(self) -> bool:
         return bool(
@@ -96,7 +96,7 @@ def plan_sweep(
     limit: int = 10_000,
     *,
     partial_files: PartialFiles | None = None,
-    keep_us: int = REMEMBERED_US,
+    keep_us: int,
 ) -> SweepPlan:
     """Up to `limit` of each kind whose time is over at `now_us` (catalog time).
 
@@ -110,6 +110,7 @@ def plan_sweep(
     names = partial_files.names() if partial_files else []
     return SweepPlan(
         now_us,
+        keep_us,
         [file.file_id for file in files],
         [file.storage_ref for file in files],
         [upload.upload_id for upload in uploads],
@@ -117,7 +118,6 @@ def plan_sweep(
         [event.event_id for event in events if event.undated_at is None],
         sorted(name for name in names if snapshot.get(Partial, name) is None)[:limit],
         plan_forgetting(snapshot, now_us, keep_us, limit),
-        keep_us,
     )
 
 

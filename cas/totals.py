@@ -9,10 +9,15 @@ counts and usage: what a record adds is in its schema (`Adds`).
     waits_for:<topic>, waits_of:<tenant>
                       waits for events (`cas.events`), without bytes
     values_of:<run>   what the steps of a run came to
-    items_of:<run>    the items of its loops, without bytes
+    items_of:<run>    the items of its loops and, in place of bytes, the steps in them
     held_of:<tenant>  events that others told, kept for a wait that begins later
+    kept_of:<tenant>  events that others told and are kept, whyever, and the waits that the
+                      tenant's clients have claimed and may ask for again
     runs:<status>, runs_of:<tenant>
                       runs that have not ended, without bytes
+    approvals_of:<tenant>
+                      approvals that are remembered, without bytes
+    mails_of:<tenant> mails that are still to go out, without bytes
 """
 
 from __future__ import annotations
@@ -59,15 +64,21 @@ def values_of(snapshot: Snapshot, run_id: str) -> int:
     return _total(snapshot, f"values_of:{run_id}").size_bytes
 
 
-def items_of(snapshot: Snapshot, run_id: str) -> int:
-    """How many items the loops of a run have together."""
-    return _total(snapshot, f"items_of:{run_id}").count
+def steps_of(snapshot: Snapshot, run_id: str) -> int:
+    """How many steps the loops of a run have together."""
+    return _total(snapshot, f"items_of:{run_id}").size_bytes
 
 
 def held_of(snapshot: Snapshot, tenant_id: str) -> int:
     """How many bytes the events of a tenant have that others told, and that are kept for a wait
     that begins later; those whose time is over included, until the sweep."""
     return _total(snapshot, f"held_of:{tenant_id}").size_bytes
+
+
+def kept_of(snapshot: Snapshot, tenant_id: str) -> int:
+    """How many bytes are kept of the events of a tenant that others told, and of the waits of
+    its clients that were claimed; until the sweep, those included whose time is over."""
+    return _total(snapshot, f"kept_of:{tenant_id}").size_bytes
 
 
 def held_bytes(snapshot: Snapshot) -> int:
@@ -90,6 +101,16 @@ def open_runs(snapshot: Snapshot) -> dict[str, int]:
 def open_runs_of(snapshot: Snapshot, tenant_id: str) -> int:
     """How many runs of a tenant have not ended."""
     return _total(snapshot, f"runs_of:{tenant_id}").count
+
+
+def approvals_of(snapshot: Snapshot, tenant_id: str) -> int:
+    """How many approvals of a tenant are remembered, also such as have ended."""
+    return _total(snapshot, f"approvals_of:{tenant_id}").count
+
+
+def mails_of(snapshot: Snapshot, tenant_id: str) -> int:
+    """How many mails of a tenant are still to go out."""
+    return _total(snapshot, f"mails_of:{tenant_id}").count
 
 
 def _total(snapshot: Snapshot, name: str) -> Total:

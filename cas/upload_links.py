@@ -21,7 +21,6 @@ from cas.dating import postponed
 from cas.digest import Digest
 from cas.durable import SupportsRead
 from cas.errors import BlobMissing, NotFound, SlotTaken, UploadClosed
-from cas.events import REMEMBERED_US
 from cas.files import DEFAULT_CONTENT_TYPE
 from cas.opening import Opener
 from cas.partial_files import PartialFiles
@@ -44,8 +43,8 @@ class Policy:
     limit_bytes: int  # 0: none
     scheme: str
     partial_expiry_us: int
+    event_keep_us: int  # for a workflow that asks how it ended later
     quota: Quota = NO_QUOTA
-    event_keep_us: int = REMEMBERED_US  # for a workflow that asks how it ended later
 
 
 @final

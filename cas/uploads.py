@@ -82,8 +82,8 @@ class Uploads:
         """Record a request and make its token; durable on return.
 
         Where the same `key` was used before, the upload of that time is returned as it is now,
-        and none is made. Raises InvalidRequest, InvalidName with the field's value and the
-        reason, KeyReused where the key was used for another request.
+        and none is made. Raises InvalidRequest with the field and the reason,
+        InvalidName, KeyReused where the key was used for another request.
         """
         _check(wanted)
         policy = self._policy
@@ -196,26 +196,32 @@ def _check(wanted: UploadRequest) -> None:
     check_name(wanted.name)
     check_segment(wanted.run, "run")
     if not 1 <= wanted.max_files <= FILES_MAX:
-        raise InvalidRequest(wanted.max_files, f"max_files is 1 to {FILES_MAX}")
+        raise InvalidRequest("max_files", f"1 to {FILES_MAX}")
     if wanted.max_size_bytes < 0:
-        raise InvalidRequest(wanted.max_size_bytes, "max_size_mb is 0 (no limit) or more")
+        raise InvalidRequest("max_size_mb", "0 (no limit) or more")
     if len(wanted.prompt) > _PROMPT_CHARS_MAX:
-        raise InvalidRequest("prompt", f"prompt is at most {_PROMPT_CHARS_MAX} characters")
+        raise InvalidRequest("prompt", f"at most {_PROMPT_CHARS_MAX} characters")
     if wanted.expires_in_s is not None and not 1 <= wanted.expires_in_s <= _EXPIRES_IN_S_MAX:
-        raise InvalidRequest(wanted.expires_in_s, f"expires_in is 1 to {_EXPIRES_IN_S_MAX} seconds")
+        raise InvalidRequest("expires_in", f"1 to {_EXPIRES_IN_S_MAX} seconds")
     if len(wanted.allowed_types) > _TYPES_MAX:
-        raise InvalidRequest("allowed_types", f"allowed_types has at most {_TYPES_MAX} entries")
+        raise InvalidRequest("allowed_types", f"at most {_TYPES_MAX} entries")
     for kind in wanted.allowed_types:
         bare = kind.lower().removeprefix(".")
         if not (bare.isascii() and bare.isalnum() and len(bare) <= 16):
-            raise InvalidRequest(kind, "allowed_types holds extensions such as pdf or jpg")
-    for url in (wanted.callback_url, wanted.redirect_url):
+            raise InvalidRequest(
+                "allowed_types", f"extensions such as pdf or jpg, not {kind[:64]!r}"
+            )
+    for name, url in (
+        ("callback_url", wanted.callback_url),
+        ("redirect_url", wanted.redirect_url),
+    ):
         if url is not None:
-            check_url(url)
+            check_url(name, url)
 
 
-def check_url(url: str) -> None:
-    """Pass an address that people or programs are sent to; raises InvalidRequest."""
+def check_url(field: str, url: str) -> None:
+    """Pass an address that people or programs are sent to; raises InvalidRequest, which names
+    the field."""
     try:
         parts = urlsplit(url)
         host = parts.hostname
@@ -224,11 +230,11 @@ def check_url(url: str) -> None:
         host = None
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not host or len(url) > 2000:
-        raise InvalidRequest(url[:200], "a URL is http or https, with a host")
+        raise InvalidRequest(field, "a URL is http or https, with a host")
     # Browsers drop line breaks and take a backslash for a slash: they would go elsewhere than
     # it was read to go here.
     if not url.isprintable() or " " in url or "\\" in url:
-        raise InvalidRequest(url[:200], "a URL has no spaces, controls or backslashes")
+        raise InvalidRequest(field, "a URL has no spaces, controls or backslashes")
     if parts.username is not None:
         # It would be shown to whoever sees the upload, and sent to wherever the URL leads.
-        raise InvalidRequest(host, "a URL has no user and no password")
+        raise InvalidRequest(field, "a URL has no user and no password")

@@ -38,7 +38,7 @@ from gateway.upload_page import StaticResource, UploadPageResource
 from gateway.uploads import UploadLinkResource, UploadsResource
 from gateway.webhooks import WebhooksResource
 from gateway.workflows import WorkflowsResource
-from workflows.tools.registry import default_registry
+from workflows.tools.registry import barred, default_registry
 from workflows.views import Workflows
 
 
@@ -106,14 +106,14 @@ def create_app(
     add("/api/v1/approvals", approvals)
     add("/api/v1/approvals/{approval_id}", approvals, suffix="one")
     add("/api/v1/approvals/{approval_id}/cancel", approvals, suffix="cancel")
-    hide("/api/v1/approvals/{approval_id}/respond", ApprovalPageResource(door))
+    add("/api/v1/approvals/{approval_id}/respond", ApprovalPageResource(door))
     events = EventsResource(door, tokens, waiters, settings.events)
     add("/api/v1/events/{tenant_id}", events)
     add("/api/v1/events/{tenant_id}/wait", events, suffix="wait")
     webhooks = WebhooksResource(door, tokens, links, settings)
     add("/api/v1/webhooks", webhooks)
     add("/api/v1/webhooks/{webhook_id}", webhooks, suffix="one")
-    runs = WorkflowsResource(door, tokens, default_registry())
+    runs = WorkflowsResource(door, tokens, default_registry(), barred(settings))
     add("/api/v1/workflows", runs)
     add("/api/v1/workflows/{run_id}", runs, suffix="one")
     add("/api/v1/workflows/{run_id}/cancel", runs, suffix="cancel")

@@ -10,7 +10,7 @@ the signature in the address, and who can name that may decide anyway.
 
 from __future__ import annotations
 
-from typing import Any, Final, TypedDict, final
+from typing import Annotated, Any, Final, TypedDict, final
 from urllib.parse import parse_qs, unquote_plus, urlencode, urlsplit, urlunsplit
 
 import falcon
@@ -23,15 +23,17 @@ from cas.errors import (
     InvalidRequest,
     LinkExpired,
     NotFound,
+    StoreFull,
     TooLarge,
 )
 from cas.forms import shown_time
 from cas.records import APPROVED, EXPIRED, PENDING, REJECTED, Approval
 from gateway import forms
-from gateway.body import read_small, refuse_encodings
+from gateway.approvals import ApprovalStatus
+from gateway.body import BodyTooSlow, BodyTruncated, read_small, refuse_encodings
 from gateway.door import Door
 from gateway.errors import MediaTypeUnsupported, TooManyRequests
-from gateway.operations import JSON_TYPE
+from gateway.operations import JSON_TYPE, Parameter, Reply, Right, operation
 from gateway.pages import HEADERS, environment
 from gateway.phrases import ENGLISH
 from gateway.upload_page import ASSETS_VERSION
@@ -55,31 +57,46 @@ _TOLD: Final = ("id", "decision")  # what `redirect_url` is given
 _say = ENGLISH.say
 
 
-class CommentForm(msgspec.Struct):
-    """The body of a decision in JSON."""
+Decision = Annotated[str, msgspec.Meta(extra_json_schema={"enum": [APPROVED, REJECTED]})]
+Comment = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": COMMENT_CHARS_MAX})]
 
-    comment: str = ""
+
+class CommentForm(msgspec.Struct):
+    """The body of a decision; what else is in it is not looked at."""
+
+    comment: Comment = ""
 
 
 class LinkForm(TypedDict):
     """What the holder of a link may know; `decision` is what the link decides, and `status`
     how it stands."""
 
-    status: str
+    status: ApprovalStatus
     approval_id: str
     approval_key: str
     title: str
     message: str
     addressee: str
-    decision: str
-    expires_at: str
-    decided_at: str | None
+    decision: Decision
+    expires_at: forms.Time
+    decided_at: forms.Time | None
     decided_by: str | None
     comment: str
 
 
+_PARAMETERS: Final = (
+    Parameter("decision", "What the link decides.", Decision, required=True),
+    Parameter(
+        "token", "The link's signature, of the approval, addressee and decision.", required=True
+    ),
+)
+_ONWARD: Final = {"Location": "Where who has decided is sent to."}
+
+
 @final
 class ApprovalPageResource:
+    """`/api/v1/approvals/{approval_id}/respond`"""
+
     def __init__(self, door: Door) -> None:
         self._door = door
         templates = environment()
@@ -93,7 +110,24 @@ class ApprovalPageResource:
         templates.filters["rfc3339"] = rfc3339
         self._template = templates.get_template("approval.html")
 
+    @operation(
+        Right.SIGNATURE,
+        name="openApprovalLink",
+        parameters=_PARAMETERS,
+        replies={
+            200: Reply("How it stands, or a page with a button.", LinkForm, texts=[_HTML]),
+            302: Reply("Decided; to the approval's `redirect_url`.", headers=_ONWARD),
+        },
+        refuses=[NotFound, BadSignature, ApprovalClosed, LinkExpired, StoreFull],
+        texts=[_HTML],
+    )
     def on_get(self, req: falcon.Request, resp: falcon.Response, approval_id: str) -> None:
+        """Open a link of an approval; whoever has it decides in the name of its addressee.
+
+        Who prefers `application/json` is answered that, everybody else a page. Nothing is
+        decided, unless the approval was asked for with `one_click`, and then by no HEAD and by
+        no browser that only fetches ahead.
+        """
         link = self._find(req, resp, approval_id)
         if link is None:
             return
@@ -108,8 +142,41 @@ class ApprovalPageResource:
         else:
             _refuse(link)
 
+    @operation(
+        Right.SIGNATURE,
+        name="decideApproval",
+        body=CommentForm,
+        body_media=[_FORM],
+        body_required=False,
+        parameters=_PARAMETERS,
+        replies={
+            200: Reply("Decided.", LinkForm),
+            303: Reply(
+                "Decided; to the approval's `redirect_url`, or to the page that shows it.",
+                headers=_ONWARD,
+            ),
+            422: Reply(
+                "The page again, where a browser sent a comment that cannot be taken.", _HTML
+            ),
+        },
+        refuses=[
+            NotFound,
+            BadSignature,
+            ApprovalClosed,
+            LinkExpired,
+            InvalidRequest,
+            MediaTypeUnsupported,
+            BodyTruncated,
+            BodyTooSlow,
+        ],
+        texts=[_HTML],
+    )
     def on_post(self, req: falcon.Request, resp: falcon.Response, approval_id: str) -> None:
-        """Decide; a reload of what is answered decides nothing again."""
+        """Decide what the link says, for all who were asked.
+
+        The first decision counts; who comes later is told what it was. A reload of what is
+        answered decides nothing again.
+        """
         refuse_encodings(req.env)
         link = self._find(req, resp, approval_id)
         if link is None or not self._may_decide(req, resp, link):

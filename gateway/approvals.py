@@ -22,6 +22,8 @@ from cas.errors import (
     KeyReused,
     NotFound,
     RunEnded,
+    TooManyApprovals,
+    TooManyMails,
 )
 from cas.forms import shown_time
 from cas.records import APPROVED, CANCELLED, EXPIRED, PENDING, REJECTED, Approval
@@ -33,7 +35,7 @@ from gateway.door import Door
 from gateway.errors import PermissionMissing
 from gateway.links import Links
 from gateway.operations import Parameter, Reply, Right, operation
-from workflows.approvals import ApprovalRequest, Approvals
+from workflows.approvals import ApprovalLinksForm, ApprovalRequest, Approvals
 
 REQUEST_BYTES_MAX: Final = 64 * 1024
 
@@ -56,14 +58,6 @@ class ApprovalRequestForm(msgspec.Struct, forbid_unknown_fields=True):
     one_click: bool = False  # whether opening a link decides, without a page in between
     redirect_url: str | None = None
     run: str = DIRECT_RUN
-
-
-class ApprovalLinksForm(TypedDict):
-    """The links of one addressee: whoever has them can decide in that name."""
-
-    addressee: str
-    approve_url: str
-    reject_url: str
 
 
 class ListedApprovalForm(TypedDict):
@@ -139,6 +133,8 @@ class ApprovalsResource:
             KeyReused,
             ApprovalKeyTaken,
             RunEnded,
+            TooManyApprovals,
+            TooManyMails,
             InvalidSetting,
             PermissionMissing,
             BodyTruncated,
@@ -155,6 +151,10 @@ class ApprovalsResource:
         look at mails follow links. With `Accept: application/json` a link answers JSON. The
         event `approval_{approval_key}` tells those who wait for it, in the run it was asked in:
         of one key in one run (`direct` is one, too) one approval can be pending at a time.
+
+        So many approvals of a tenant are remembered at once, also such as have ended
+        (`[limits] tenant_approvals`), and so many mails of its are still to go out
+        (`tenant_mails`): further ones are refused with 429.
 
         Where the server sends mail, addresses of mail need `[gateway] public_url`: links in
         mails begin with it, and never with the address that this request came to.
@@ -221,17 +221,7 @@ class ApprovalsResource:
     def _form(self, req: falcon.Request, approvals: Approvals, approval: Approval) -> ApprovalForm:
         pending = approval.status == PENDING
         pairs = approvals.links(self._links.base(req), approval) if pending else []
-        return {
-            **_listed(approval),
-            "links": [
-                {
-                    "addressee": pair.addressee,
-                    "approve_url": pair.approve_url,
-                    "reject_url": pair.reject_url,
-                }
-                for pair in pairs
-            ],
-        }
+        return {**_listed(approval), "links": [pair.form() for pair in pairs]}
 
     def _approvals(self, caller: Caller, req: falcon.Request) -> Approvals:
         return self._door.approvals(caller, req.context.request_id)

@@ -126,7 +126,7 @@ class Tokens:
         """A token that is good for `lifetime_s` seconds; raises InvalidInput."""
         for permission in permissions:
             if permission not in PERMISSIONS:
-                raise InvalidRequest(permission, f"permission: one of {', '.join(PERMISSIONS)}")
+                raise InvalidRequest("permission", f"one of {', '.join(PERMISSIONS)}")
         now_s = self._now_us() // SECOND_US
         claims = {
             "tenant": check_segment(tenant_id, "tenant"),

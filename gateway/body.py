@@ -1,4 +1,4 @@
-"""Request bodies: read once, in constant memory, never for ever (invariant 11).
+"""Request bodies: read once, in bounded memory, never for ever (invariant 11).
 
 `RequestBody` takes the place of gunicorn's body object, so it is `wsgi.input` to the app
 and the body that gunicorn's parser drains before the next request of the connection.
@@ -10,14 +10,19 @@ decoder: there the framing must be read anyway.
 
 Waiting for the sender is done outside the working slot (`gateway.pool`): bytes that are
 there are taken at once, and only a read that has to wait gives the slot away for so long.
+
+What is stored goes to the disk as it comes, at the pace of its sender. What must be whole before
+anything can be done with it (JSON, the call of a webhook) is held in memory: it has an end in
+time, and what a process holds of such bodies has a limit (`gateway.room`).
 """
 
 from __future__ import annotations
 
 import io
+import math
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Final, Protocol, TypeVar, final
 
@@ -28,6 +33,7 @@ from gunicorn.http.body import LengthReader
 from gunicorn.http.unreader import SocketUnreader
 
 from cas.errors import BlobcaskError, InvalidRequest, TooLarge
+from gateway.room import Room
 
 GUNICORN_VERSION: Final = "27.0.1"  # the one whose insides are known here
 
@@ -39,12 +45,16 @@ IDLE_S: Final = 30.0
 # after this much waiting, so that small bodies know nothing but IDLE_S.
 PATIENCE_S: Final = 60.0
 BYTES_PER_S_MIN: Final = 512  # where no settings say otherwise
+# A body that is held in memory must end, whatever its rate: after so much waiting, and the time
+# that its length takes at the rate of a poor line (128 kbit/s).
+HELD_S: Final = 30.0
+HELD_BYTES_PER_S: Final = 16 << 10
 # What an unread rest may cost to keep a connection alive; more is closed instead.
 DRAIN_BYTES_MAX: Final = 64 * 1024
 # One read of the plain path: large enough that the calls cost nothing.
 _STEP_BYTES: Final = 256 * 1024
 # What a small body's sender gets before it has sent anything. Who has sent more gets as much
-# again: memory is for bytes that came, whatever was announced.
+# again: memory is for bytes that came, whatever was announced. What is above this takes room.
 _FIRST_BYTES: Final = 64 * 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -78,20 +88,26 @@ class Pace:
     """The patience with one client, who sends or takes bytes. Only time spent waiting for
     it counts: a slow disk on our side is not its fault."""
 
-    __slots__ = ("_bytes_per_s_min", "_waited_s", "moved_bytes")
+    __slots__ = ("_bytes_per_s_min", "_waited_s", "_waited_s_max", "moved_bytes")
 
     def __init__(self, bytes_per_s_min: int = BYTES_PER_S_MIN) -> None:
         """`bytes_per_s_min` 0 is no least rate."""
         self._bytes_per_s_min = bytes_per_s_min
         self._waited_s = 0.0
+        self._waited_s_max = math.inf
         self.moved_bytes = 0
+
+    def must_end(self, length_bytes: int) -> None:
+        """So many bytes are all that comes, and they are held in memory meanwhile."""
+        self._waited_s_max = HELD_S + length_bytes / HELD_BYTES_PER_S
 
     def moved(self, count: int, waited_s: float) -> None:
         """Account for bytes and the wait for them; raises BodyTooSlow when the patience is
         spent."""
         self._waited_s += waited_s
         self.moved_bytes += count
-        if self.moved_bytes < (self._waited_s - PATIENCE_S) * self._bytes_per_s_min:
+        too_few = self.moved_bytes < (self._waited_s - PATIENCE_S) * self._bytes_per_s_min
+        if too_few or self._waited_s > self._waited_s_max:
             raise BodyTooSlow(self.moved_bytes)
 
 
@@ -161,9 +177,22 @@ class RequestBody(io.RawIOBase):
     BodyTooSlow, after which the connection is closed and never used for another request.
     """
 
-    def __init__(self, request: Any, unreader: PacedUnreader, *, direct: bool) -> None:
+    def __init__(
+        self,
+        request: Any,
+        unreader: PacedUnreader,
+        *,
+        direct: bool,
+        room: Room | None = None,
+        whose: Hashable = None,
+    ) -> None:
+        """What is held of it takes `room`, one of its own without any."""
         self._request = request
         self._unreader = unreader
+        self._room = Room() if room is None else room
+        # For whom it would take room. Whoever finds out who asks says so.
+        self.whose = whose
+        self._taken: tuple[Hashable, int] | None = None  # room, for whom and how many bytes
         self._plain = request.body
         reader = self._plain.reader
         self.length_bytes: int | None = reader.length if isinstance(reader, LengthReader) else None
@@ -201,6 +230,22 @@ class RequestBody(io.RawIOBase):
             self.ended = True
         self.on_received(count)
         return count
+
+    def hold(self, size_bytes: int, of_bytes: int) -> None:
+        """So many bytes of it, `of_bytes` at most in the end, are about to be held in memory,
+        until `let_go`; raises NoRoom."""
+        self._unreader.pace.must_end(of_bytes)
+        whose, taken_bytes = self._taken or (self.whose, 0)
+        wanted_bytes = size_bytes - _FIRST_BYTES
+        if wanted_bytes > taken_bytes:
+            self._room.take(whose, wanted_bytes - taken_bytes)
+            self._taken = whose, wanted_bytes
+
+    def let_go(self) -> None:
+        """Nothing of it is held any more."""
+        if self._taken is not None:
+            self._room.give_back(*self._taken)
+            self._taken = None
 
     def settle(self) -> None:
         """Decide, before the answer goes out, whether the connection can live on: a rest
@@ -277,6 +322,9 @@ class _WsgiBody:
         buffer[: len(data)] = data
         return len(data)
 
+    def hold(self, size_bytes: int, of_bytes: int) -> None:
+        """What is held, and for how long, is that server's matter."""
+
 
 def body_of(environ: Mapping[str, Any]) -> RequestBody | _WsgiBody:
     """The body of a request, ready to be a source of the store; nothing is read yet."""
@@ -288,8 +336,8 @@ def body_of(environ: Mapping[str, Any]) -> RequestBody | _WsgiBody:
 
 
 def read_small(environ: Mapping[str, Any], limit_bytes: int) -> bytes:
-    """The whole body of a request that must be small; raises TooLarge, BodyTruncated and
-    BodyTooSlow.
+    """The whole body of a request that must be small; raises TooLarge, BodyTruncated,
+    BodyTooSlow and NoRoom.
 
     The memory of who has not sent all of it yet is about twice what came, and 64 KiB.
     """
@@ -302,7 +350,9 @@ def read_small(environ: Mapping[str, Any], limit_bytes: int) -> bytes:
     held, size = bytearray(), 0
     while size < end:
         if size == len(held):
-            held += bytes(min(max(size, _FIRST_BYTES), end - size))
+            more = min(max(size, _FIRST_BYTES), end - size)
+            body.hold(size + more, end)
+            held += bytes(more)
         with memoryview(held) as view, view[size:] as room:
             count = body.readinto(room)
         if count == 0:
@@ -315,8 +365,8 @@ def read_small(environ: Mapping[str, Any], limit_bytes: int) -> bytes:
 
 def refuse_encodings(environ: Mapping[str, Any]) -> None:
     """Only the bytes themselves are stored: raises InvalidRequest for a coded or partial body."""
-    if (coding := environ.get("HTTP_CONTENT_ENCODING", "identity")) != "identity":
-        raise InvalidRequest(coding, "Content-Encoding: send the bytes as they are")
+    if environ.get("HTTP_CONTENT_ENCODING", "identity") != "identity":
+        raise InvalidRequest("Content-Encoding", "send the bytes as they are")
     if "HTTP_CONTENT_RANGE" in environ:  # RFC 9110, 14.5: never store a part as the whole
         raise InvalidRequest("Content-Range", "a part of a file cannot be stored")
 

@@ -6,6 +6,7 @@ nothing else does.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -51,6 +52,15 @@ class Shown:
     kind: str
     about: str
     required: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ShownForm:
+    """What is sent or answered, as the page tells of it."""
+
+    about: str
+    fields: list[Shown]
 
 
 @final
@@ -134,16 +144,22 @@ def _content(body: JSON) -> str:
     return "no body"
 
 
-def _forms(document: JSON) -> Iterator[tuple[str, list[Shown]]]:
+def _forms(document: JSON) -> Iterator[tuple[str, ShownForm]]:
     for name, schema in document["components"]["schemas"].items():
         required = schema.get("required", [])
-        yield (
-            name,
-            [
-                Shown(field, _kind(kind), kind.get("description", ""), field in required)
-                for field, kind in schema.get("properties", {}).items()
-            ],
-        )
+        fields = [
+            Shown(field, _kind(kind), _about(kind), field in required)
+            for field, kind in schema.get("properties", {}).items()
+        ]
+        yield name, ShownForm(schema.get("description", ""), fields)
+
+
+def _about(schema: JSON) -> str:
+    """What is said of a field, and what it is where it is left out."""
+    told = [schema["description"]] if "description" in schema else []
+    if "default" in schema:
+        told.append(f"Default: `{json.dumps(schema['default'], ensure_ascii=False)}`.")
+    return " ".join(told)
 
 
 def _kind(schema: JSON) -> str:

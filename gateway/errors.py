@@ -33,6 +33,7 @@ from cas.completions import ResumePayload
 from cas.errors import BlobcaskError
 from gateway.body import BodyTooSlow, BodyTruncated
 from gateway.parking import RESUMED
+from gateway.room import NoRoom
 from gateway.route_names import route_name
 
 log = logging.getLogger("blobcask.gateway")
@@ -122,10 +123,12 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
     cas.InvalidReference: _Row(400, "invalid_reference", "Invalid reference"),
     cas.InvalidName: _Row(400, "invalid_name", "Invalid name", facts=("reason",)),
     cas.InvalidRetention: _Row(400, "invalid_retention", "Invalid retention policy"),
-    cas.InvalidRequest: _Row(400, "invalid_request", "Invalid request", facts=("reason",)),
-    cas.InvalidWorkflow: _Row(400, "invalid_workflow", "Invalid workflow", facts=("reason",)),
+    cas.InvalidRequest: _Row(400, "invalid_request", "Invalid request", facts=("field", "reason")),
+    cas.InvalidWorkflow: _Row(
+        400, "invalid_workflow", "Invalid workflow", facts=("value", "reason")
+    ),
     cas.OperatorUnsupported: _Row(
-        400, "operator_unsupported", "Operator not supported", facts=("operator",)
+        400, "operator_unsupported", "Operator not supported", facts=("value", "operator")
     ),
     BodyTruncated: _Row(
         400, "body_truncated", "Body incomplete", facts=("received_bytes", "promised_bytes")
@@ -197,12 +200,25 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
     ),
     # No Retry-After: nobody knows when one of them ends.
     cas.TooManyRuns: _Row(429, "too_many_runs", "Too many runs", facts=("limit", "open")),
+    cas.TooManyApprovals: _Row(
+        429, "too_many_approvals", "Too many approvals", facts=("limit", "remembered")
+    ),
+    cas.TooManyMails: _Row(
+        429, "too_many_mails", "Too many mails", facts=("limit", "waiting", "needed")
+    ),
     # Without the numbers of the tenant: who posts one kind of event need not know of others.
     cas.TooManyHeld: _Row(
         429,
         "too_many_held",
         "Too many events held",
         "There is no room for another event that nobody waits for yet; nothing was kept.",
+        ("limit_bytes",),
+    ),
+    cas.TooManyKept: _Row(
+        429,
+        "too_many_kept",
+        "Too many events kept",
+        "There is no room for another event or wait beside those that are kept; nothing was kept.",
         ("limit_bytes",),
     ),
     cas.SecretSealed: _Row(503, "secret_unavailable", "Secret not available", _UNAVAILABLE),
@@ -230,6 +246,7 @@ TABLE: Final[dict[type[BaseException], _Row]] = {
         "A sync to the disk failed; what was asked may or may not have been done.",
     ),
     cas.StoreBusy: _Row(503, "store_busy", "Store busy", _UNAVAILABLE),
+    NoRoom: _Row(503, "server_busy", "Server busy"),
     NotReady: _Row(503, "not_ready", "Not ready"),
     cas.StoreUnready: _Row(503, "not_ready", "Not ready"),
     cas.StoreFull: _Row(

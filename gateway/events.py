@@ -38,6 +38,7 @@ from cas.errors import (
     SubscriptionTaken,
     TooLarge,
     TooManyHeld,
+    TooManyKept,
     TooManyWaiters,
 )
 from cas.records import CLIENT_STEP, NAMELESS_STEP
@@ -132,6 +133,7 @@ class EventsResource:
             KeyReused,
             TooLarge,
             TooManyHeld,
+            TooManyKept,
             BodyTruncated,
             BodyTooSlow,
         ],
@@ -195,6 +197,7 @@ class EventsResource:
             NotFound,
             PermissionMissing,
             SubscriptionTaken,
+            TooManyKept,
             TooManyWaiters,
             StoreFull,
         ],
@@ -229,7 +232,7 @@ class EventsResource:
             caller.need(MANAGE_WORKFLOWS)
         event_name = req.get_param("event_name")
         if not event_name:
-            raise InvalidRequest(event_name, "event_name: say what is waited for")
+            raise InvalidRequest("event_name", "say what is waited for")
         most_s = self._settings.poll_max // SECOND_US
         patience_s = min(forms.whole_number(req, "timeout", most_s, 0, _TIMEOUT_S_MAX), most_s)
         linger_s = forms.whole_number(req, "linger", LINGER_S, 0, LINGER_S)
@@ -252,7 +255,7 @@ class EventsResource:
                     renew=True,
                 )
             except KeyReused:
-                raise InvalidRequest(waiter, "waiter: this one waits for another event") from None
+                raise InvalidRequest("waiter", "this one waits for another event") from None
             poll = _Poll(caller, wait.subscription_id, waiter, given is not None)
             parked = Parked(poll, req.context.request_id, patience_s)
             claimed = _look(events, poll, last=not patience_s)
@@ -292,7 +295,7 @@ class EventsResource:
         try:
             return parse_duration(hold)
         except ValueError as error:
-            raise InvalidRequest(hold, f"hold: {error}") from None
+            raise InvalidRequest("hold", str(error)) from None
 
 
 def _look(events: Events, poll: _Poll, *, last: bool, gone: bool = False) -> Claimed | None:

@@ -291,6 +291,7 @@ class Limits:
         address = client_address(req.env, self._proxies)
         network = network_of(address)
         req.context.address, req.context.network = str(address or ""), network
+        _holds_for(req, ("address", network))
         if req.path in EXEMPT_PATHS or RESUMED in req.env:  # counted when it came
             return
         try:
@@ -324,6 +325,7 @@ class Limits:
         """A token of this tenant was believed; raises TooManyRequests, TooLarge."""
         if req.context.get("limited_tenant") != tenant_id:
             req.context.limited_tenant = tenant_id
+            _holds_for(req, ("tenant", tenant_id))
             self._tenant_requests.take(tenant_id)
             self._bill(req, self._tenant_bytes, tenant_id)
 
@@ -372,6 +374,13 @@ class Limits:
     def _bill(self, req: falcon.Request, limit: Limit, who: str, *, ahead: bool = False) -> None:
         if "tally" in req.context:
             req.context.tally.bill(limit, who, ahead=ahead)
+
+
+def _holds_for(req: falcon.Request, whose: tuple[str, str]) -> None:
+    """What this request's body takes in memory counts for this one (`gateway.room`)."""
+    body = req.env["wsgi.input"]
+    if isinstance(body, RequestBody):
+        body.whose = whose
 
 
 def _tally(req: falcon.Request) -> Tally:

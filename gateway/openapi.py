@@ -34,6 +34,7 @@ from gateway.operations import (
     Right,
     declared,
 )
+from gateway.room import NoRoom
 from gateway.route_names import route_name
 
 JSON = dict[str, Any]
@@ -102,8 +103,9 @@ class Routes:
                 self._documented.append((method, shown, responder))
 
     def hide(self, path: str, resource: Any, *, suffix: str | None = None) -> None:
-        """Serve what the document does not tell of: pages for people and their files, numbers
-        for who watches the server, the document itself, and other spellings of a path."""
+        """Serve what the document does not tell of: pages for people and their files, which
+        answer no program and whose doings have operations of their own; numbers for who watches
+        the server, the document itself, and other spellings of a path."""
         self._route(path, resource, suffix)
 
     def _route(self, path: str, resource: Any, suffix: str | None) -> None:
@@ -174,7 +176,9 @@ def _operation(method: str, path: str, found: Operation, responder: Callable[...
     if found.right is Right.BEARER:
         form["security"] = [{"bearer": []}]
     if found.body is not None:
-        form["requestBody"] = {"required": found.body_required, "content": _content(found.body)}
+        content = _content(found.body)
+        content |= {media: {"schema": _schema(found.body)} for media in found.body_media}
+        form["requestBody"] = {"required": found.body_required, "content": content}
     return form
 
 
@@ -184,6 +188,8 @@ def _responses(method: str, path: str, found: Operation) -> Iterator[tuple[str, 
     refusals: dict[int, dict[str, str]] = {}
     # Whatever is asked for: a body longer than a limit of bytes, announced or sent.
     always: list[type[BaseException]] = [TooManyRequests, TooLarge, CatalogError]
+    if found.right is Right.CALL or not (found.body is None or isinstance(found.body, str)):
+        always.append(NoRoom)  # such a body is read whole
     if method in _WRITING:  # with the journal, which needs room too
         always.append(StoreFull)
     if found.right is Right.BEARER:
@@ -201,7 +207,7 @@ def _responses(method: str, path: str, found: Operation) -> Iterator[tuple[str, 
                 {"properties": {"code": {"enum": sorted(codes)}}},
             ]
         }
-        content = {media: {"schema": schema}}
+        content = {media: {"schema": schema}, **_texts(found.texts)}
         yield str(status), {"description": about, "content": content}
 
 
@@ -209,13 +215,17 @@ def _reply(reply: Reply) -> JSON:
     form: JSON = {"description": reply.about}
     if reply.form is not None:
         form["content"] = _content(reply.form)
-        form["content"] |= {media: {"schema": {"type": "string"}} for media in reply.texts}
+        form["content"] |= _texts(reply.texts)
     if reply.headers:
         form["headers"] = {
             name: {"description": about, "schema": {"type": "string"}}
             for name, about in reply.headers.items()
         }
     return form
+
+
+def _texts(medias: Sequence[str]) -> JSON:
+    return {media: {"schema": {"type": "string"}} for media in medias}
 
 
 def _content(form: Any) -> JSON:

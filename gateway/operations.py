@@ -68,6 +68,8 @@ class Operation:
     body: Any = None  # the type of a JSON body, or a media type; None: no body
     body_required: bool = True
     name: str = ""  # operationId: what generated clients call it
+    body_media: Sequence[str] = ()  # media types that a body of `body` may have in place of JSON
+    texts: Sequence[str] = ()  # media types of text that a refusal may have in place of JSON
 
 
 def operation(
@@ -79,11 +81,23 @@ def operation(
     parameters: Sequence[Parameter] = (),
     body: Any = None,
     body_required: bool = True,
+    body_media: Sequence[str] = (),
+    texts: Sequence[str] = (),
 ) -> Callable[[Responder], Responder]:
     """Declare what a responder takes and answers."""
 
     def declare(responder: Responder) -> Responder:
-        declared = Operation(right, replies, refuses, parameters, body, body_required, name)
+        declared = Operation(
+            right,
+            replies,
+            refuses,
+            parameters,
+            body,
+            body_required,
+            name,
+            body_media,
+            texts,
+        )
         responder.operation = declared  # type: ignore[attr-defined]
         return responder
 

@@ -195,7 +195,7 @@ class TusResource(_Tus):
         link = self._open(req, resp, token)
         for name in ("Upload-Defer-Length", "Upload-Concat"):
             if req.get_header(name) is not None:
-                raise InvalidRequest(name, f"{name}: not offered; send Upload-Length")
+                raise InvalidRequest(name, "not offered; send Upload-Length")
         length_bytes = _number(req, "Upload-Length")
         brings_piece = _brings_piece(req)
         metadata = _metadata(req)
@@ -325,7 +325,7 @@ def _number(req: falcon.Request, name: str) -> int:
     text = req.get_header(name) or ""
     if text.isascii() and text.isdecimal() and len(text) <= _NUMBER_DIGITS_MAX:
         return int(text)
-    raise InvalidRequest(text[:64], f"{name}: a number of bytes")
+    raise InvalidRequest(name, "a number of bytes")
 
 
 def _brings_piece(req: falcon.Request) -> bool:
@@ -351,9 +351,9 @@ def _metadata(req: falcon.Request) -> dict[str, str]:
         try:
             value = b64decode(coded.strip(), validate=True).decode()
         except ValueError:  # of UTF-8 too
-            raise InvalidRequest(pair[:64], "Upload-Metadata: not KEY BASE64") from None
+            raise InvalidRequest("Upload-Metadata", "not KEY BASE64") from None
         if key in found:
-            raise InvalidRequest(key[:64], "Upload-Metadata: given twice")
+            raise InvalidRequest("Upload-Metadata", f"{key[:64]!r} is given twice")
         found[key] = value
     return found
 
@@ -364,7 +364,7 @@ def _index(metadata: dict[str, str]) -> int | None:
         return None
     if text.isascii() and text.isdecimal() and len(text) <= 5:
         return int(text)
-    raise InvalidRequest(text[:64], "Upload-Metadata: index is the number of a slot, from 0")
+    raise InvalidRequest("Upload-Metadata", "index is the number of a slot, from 0")
 
 
 def _default_name(content_type: str | None) -> str:
@@ -379,14 +379,13 @@ def _promised(req: falcon.Request) -> bytes | None:
         return None
     algorithm, _, coded = text.partition(" ")
     if algorithm not in CHECKSUMS:
-        raise InvalidRequest(algorithm[:64], f"Upload-Checksum: one of {', '.join(CHECKSUMS)}")
+        raise InvalidRequest("Upload-Checksum", f"one of {', '.join(CHECKSUMS)}")
     try:
         raw = b64decode(coded, validate=True)
     except ValueError:
         raw = b""
     if len(raw) != CHECKSUMS[algorithm]:
-        reason = f"Upload-Checksum: {CHECKSUMS[algorithm]} bytes in base64"
-        raise InvalidRequest(coded[:64], reason)
+        raise InvalidRequest("Upload-Checksum", f"{CHECKSUMS[algorithm]} bytes in base64")
     return raw
 
 

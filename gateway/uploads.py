@@ -60,7 +60,7 @@ def read_request(body: bytes) -> UploadRequest:
     """What a JSON body asks for; raises InvalidInput with the field and the reason."""
     asked = forms.read(body, RequestForm)
     if not 0 <= asked.max_size_mb <= 2**40:
-        raise InvalidRequest(asked.max_size_mb, "max_size_mb: a number from 0, which is no limit")
+        raise InvalidRequest("max_size_mb", "a number from 0, which is no limit")
     retention = asked.retention_policy
     return UploadRequest(
         name=asked.name,
@@ -144,7 +144,7 @@ class UploadsResource:
         caller.need(VIEW_UPLOADS)
         status = req.get_param("status")
         if status not in (None, PENDING, COMPLETED, CANCELLED, EXPIRED):
-            raise InvalidRequest(status, "status: pending, completed, cancelled or expired")
+            raise InvalidRequest("status", "pending, completed, cancelled or expired")
         page = self._uploads(caller, req).list(
             status=status,
             cursor=forms.cursor(req),

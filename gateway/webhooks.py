@@ -10,10 +10,11 @@ first gets a document that says nothing, the second an empty one.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, TypedDict, final
+from typing import Annotated, Final, Literal, TypedDict, final
 
 import falcon
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
 from cas.clock import rfc3339
 from cas.config import Settings
@@ -25,6 +26,7 @@ from cas.errors import (
     NotFound,
     RunEnded,
     TooManyHeld,
+    TooManyKept,
     WebhookClosed,
 )
 from cas.forms import Time, shown_time
@@ -38,7 +40,8 @@ from gateway.door import Door
 from gateway.errors import PermissionMissing
 from gateway.links import Links
 from gateway.operations import ANY_MEDIA, Parameter, Reply, Right, operation
-from workflows.signatures import SLACK, TWILIO, Call
+from workflows import signatures
+from workflows.signatures import KINDS, REFUSE, SLACK, TWILIO, Call
 from workflows.webhooks import Taken, WebhookRequest, Webhooks, address_of
 
 REQUEST_BYTES_MAX: Final = 64 * 1024
@@ -47,28 +50,135 @@ _XML: Final = "text/xml"
 _TEXT: Final = "text/plain"
 
 
+Kind = Annotated[
+    str,
+    Meta(
+        description=(
+            "Whose scheme the calls are signed by. `generic` is Standard Webhooks, symmetric "
+            "(`v1`), or what `signature` says."
+        ),
+        extra_json_schema={"enum": list(KINDS)},
+    ),
+]
+
+
+def _said(default: object, about: str) -> Meta:
+    """What the document says of a member that may be left out, and is `default` then."""
+    return Meta(description=about, extra_json_schema={"default": default})
+
+
+class SignatureForm(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """How the calls of a `generic` webhook are signed: all of it, for what is left out is not
+    that of Standard Webhooks but the default given here. Of `slack` and `stripe` there is only
+    the `tolerance` to say, of `github` and `twilio` nothing."""
+
+    header: Annotated[
+        signatures.HeaderName | UnsetType,
+        Meta(description="The header with the signature, or several with spaces between; needed."),
+    ] = UNSET
+    prefix: Annotated[
+        signatures.Prefix | UnsetType,
+        _said("", "What each signature begins with, such as `sha256=`; others are left out."),
+    ] = UNSET
+    algorithm: Annotated[
+        signatures.Algorithm | UnsetType, _said("sha256", "The hash of the HMAC.")
+    ] = UNSET
+    encoding: Annotated[
+        signatures.Encoding | UnsetType, _said("hex", "How each signature is written.")
+    ] = UNSET
+    signed: Annotated[
+        signatures.SignedText | UnsetType,
+        _said(
+            "{body}",
+            "What is signed: `{body}` at its end, and before it `{id}` and `{timestamp}` where "
+            "their headers are named, such as `{timestamp}.{body}`. What stands after each of "
+            "these two has a character that is no letter, digit, `_` or `-`.",
+        ),
+    ] = UNSET
+    id_header: Annotated[
+        signatures.HeaderName | UnsetType | None,
+        _said(
+            None,
+            "The header with the signed identifier, by which a call is known again: 1 to 255 "
+            "printable characters of ASCII, without spaces and without the one that ends it in "
+            "`signed`.",
+        ),
+    ] = UNSET
+    timestamp_header: Annotated[
+        signatures.HeaderName | UnsetType | None,
+        _said(None, "The header with the signed time, in seconds since 1970."),
+    ] = UNSET
+    secret: Annotated[
+        signatures.SecretForm | UnsetType,
+        _said(
+            "text",
+            "What the key is: the secret's own bytes (`text`), or what it is in base64, with or "
+            "without `whsec_` before it (`base64`).",
+        ),
+    ] = UNSET
+    tolerance: Annotated[
+        signatures.Tolerance | UnsetType,
+        _said(signatures.TOLERANCE_S, "How many seconds the signed time may be from ours."),
+    ] = UNSET
+    headers: Annotated[
+        signatures.HeaderNames | UnsetType,
+        _said([], "Which headers its events tell of, beside `Content-Type` and `User-Agent`."),
+    ] = UNSET
+    delivery_header: Annotated[
+        signatures.HeaderName | UnsetType | None,
+        _said(
+            None,
+            "The header with what the sender calls the delivery, signed by nobody; see `repeats`.",
+        ),
+    ] = UNSET
+
+
 class RegistrationForm(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a registration; `signature` says how a `generic` one is signed, and of `slack`
-    and `stripe` how many seconds of `tolerance` their times have.
+    """The body of a registration."""
 
-    The same body again is the same call, and no second event. With `repeats` "accept" it is a
-    call of its own where the sender gives its delivery another identifier: `X-GitHub-Delivery`,
-    `I-Twilio-Idempotency-Token`, or of `generic` the header that `signature.delivery_header`
-    names. That is weaker, since nobody signs it: whoever has an old call can send it as a new
-    one. It is not for calls that have a signed time or identifier, which need it not.
-    """
-
-    name: str
-    kind: Literal["github", "slack", "stripe", "twilio", "generic"]
-    secret_id: str
-    signature: dict[str, Any] | None = None
-    event_name: str | None = None  # webhook_{name} when none is given
+    name: Annotated[
+        str, Meta(description="What the event calls the webhook; of the tool its `webhook_path`.")
+    ]
+    kind: Kind
+    secret_id: Annotated[
+        str,
+        Meta(
+            description=(
+                "The secret that calls are signed by, as `blobcask secret set` named it. One for "
+                "each webhook: most schemes do not sign the address, so that a call of one could "
+                "be sent to another with the same secret."
+            )
+        ),
+    ]
+    signature: Annotated[
+        SignatureForm | None,
+        Meta(description="How they are signed, where the kind does not say it all."),
+    ] = None
+    event_name: Annotated[str | None, Meta(description="null: `webhook_` and the name.")] = None
     correlation_key: str | None = None
-    allowed_networks: list[str] = []  # empty: any
-    single_use: bool = False
-    expires_in: int | None = None  # seconds; null: it ends with its run
-    run: str = DIRECT_RUN
-    repeats: Literal["refuse", "accept"] = "refuse"
+    allowed_networks: Annotated[
+        list[str], Meta(description="Who may call, such as `192.0.2.0/24`; empty: anybody.")
+    ] = []
+    single_use: Annotated[bool, Meta(description="Whether it takes one call and no other.")] = False
+    expires_in: Annotated[int | None, Meta(description="Seconds; null: it ends with its run.")] = (
+        None
+    )
+    run: Annotated[
+        str, Meta(description="Whose waits the events are for; `direct`: any of the tenant.")
+    ] = DIRECT_RUN
+    repeats: Annotated[
+        Literal["refuse", "accept"],
+        Meta(
+            description=(
+                "The same body again is the same call, and no second event. With `accept` it is a "
+                "call of its own where the sender gives its delivery another identifier: "
+                "`X-GitHub-Delivery`, `I-Twilio-Idempotency-Token`, or of `generic` the header "
+                "that `signature.delivery_header` names. That is weaker, since nobody signs it: "
+                "whoever has an old call can send it as a new one. It is not for calls that have "
+                "a signed time or identifier, which need it not."
+            )
+        ),
+    ] = REFUSE
 
 
 class WebhookForm(TypedDict):
@@ -78,9 +188,9 @@ class WebhookForm(TypedDict):
     webhook_id: str
     webhook_url: str
     name: str
-    kind: str
+    kind: Kind
     secret_id: str
-    signature: dict[str, Any]
+    signature: SignatureForm
     event_name: str
     correlation_key: str | None
     allowed_networks: list[str]
@@ -119,7 +229,7 @@ def read_registration(body: bytes) -> WebhookRequest:
         name=asked.name,
         kind=asked.kind,
         secret_id=asked.secret_id,
-        signature=asked.signature,
+        signature=msgspec.to_builtins(asked.signature),
         event_name=asked.event_name,
         correlation_key=asked.correlation_key,
         allowed_networks=asked.allowed_networks,
@@ -162,7 +272,9 @@ class WebhooksResource:
         """Make an address that another program calls when something happens.
 
         Each call that is signed by the secret becomes one event, however often it is sent. The
-        secret must be there: `blobcask secret set` makes it.
+        secret must be there: `blobcask secret set` makes it. Each webhook needs one of its own,
+        for a call can be sent to any webhook with the same secret, unless its sender signs the
+        address, as only Twilio does.
         """
         webhooks = self._webhooks(req)
         refuse_encodings(req.env)
@@ -230,6 +342,7 @@ class WebhooksResource:
             InvalidRequest,
             WebhookClosed,
             TooManyHeld,
+            TooManyKept,
             BodyTruncated,
             BodyTooSlow,
         ],
@@ -243,7 +356,7 @@ class WebhooksResource:
         # Before the webhook is looked up: how a call is read says nothing of whether there is
         # one.
         body = read_small(req.env, self._call_bytes_max)
-        url = f"{self._links.base(req)}/api/v1/webhooks/{webhook_id}"
+        url = address_of(self._links.base(req), webhook_id)
         if req.query_string:
             url += f"?{req.query_string}"
         call = Call(req.headers, body, url, client_address(req.env, self._proxies))
@@ -261,7 +374,7 @@ class WebhooksResource:
     def _form(self, req: falcon.Request, webhook: Webhook) -> WebhookForm:
         return {
             "webhook_id": webhook.webhook_id,
-            "webhook_url": address_of(self._links.base(req), webhook),
+            "webhook_url": address_of(self._links.base(req), webhook.webhook_id),
             "name": webhook.name,
             "kind": webhook.kind,
             "secret_id": webhook.secret_id,

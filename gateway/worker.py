@@ -43,12 +43,13 @@ from gunicorn import http
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
 from gateway import logs
-from gateway.body import RequestBody, prove_body_path
+from gateway.body import BodyTruncated, RequestBody, prove_body_path
 from gateway.connection import Connection
 from gateway.parking import CAN_PARK, PARKED, RESUMED, Lot, Parked
 from gateway.peers import Peers
 from gateway.pool import STACK_BYTES, Pool
 from gateway.refused import HEAD_TOO_LARGE, INTERNAL, Refusal, check_head, refusal_of
+from gateway.room import Room
 from gateway.sending import Answer
 
 HEAD_TIMEOUT_S: Final = 15.0  # from the first wait to the end of the head
@@ -86,6 +87,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.lingering: deque[Connection] = deque()
         self.parked: Lot[Connection] = Lot()  # not among `nr_conns`
         self.direct_bodies = False
+        self._room = Room()
         self._peers: Peers = self.app.peers
         self._rests_until = 0.0  # of time.monotonic: nothing is accepted before
         self._yielded = False
@@ -133,7 +135,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         Raises OSError, and StopIteration when the answer broke off in its middle.
         """
         check_head(req)
-        req.body = RequestBody(req, conn.parser.unreader, direct=self.direct_bodies)
+        req.body = RequestBody(
+            req, conn.parser.unreader, direct=self.direct_bodies, room=self._room
+        )
         return self._respond(req, conn)
 
     def _respond(self, req: Any, conn: Connection) -> bool:
@@ -200,7 +204,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def _answer(self, environ: dict[str, Any], answer: Answer) -> bool:
         """False where the app has no answer yet, but something to wait for."""
-        body = self.wsgi(environ, answer.start_response)
+        try:
+            body = self.wsgi(environ, answer.start_response)
+        finally:
+            environ["wsgi.input"].let_go()  # of what was read of it, the app has no more need
         try:
             if PARKED in environ:
                 return False
@@ -219,7 +226,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def _keepalive_after(self, conn: Connection, keepalive: bool) -> bool:
         if not (keepalive and conn.parser.mesg.body.ended):
-            return bool(super()._keepalive_after(conn, keepalive))
+            try:
+                return bool(super()._keepalive_after(conn, keepalive))
+            except (BodyTruncated, OSError) as error:
+                # The answer was sent, and nobody is there for another one.
+                self.log.debug("a client left: %s", error)
+                return False
         # Nothing to drain. gunicorn would look all the same, with four system calls now and
         # before the next request, at each of which another thread takes the interpreter.
         conn.parser.mesg = None

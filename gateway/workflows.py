@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, final
 
@@ -33,7 +33,7 @@ from gateway.body import BodyTooSlow, BodyTruncated, read_small, refuse_encoding
 from gateway.door import Door
 from gateway.errors import PermissionMissing
 from gateway.operations import JSON_TYPE, Parameter, Reply, Right, operation
-from workflows.definitions import DEFINITION_BYTES_MAX, Definition
+from workflows.definitions import DEFINITION_BYTES_MAX
 from workflows.events import STEP_CHARS_MAX
 from workflows.forms import (
     RunForm,
@@ -46,11 +46,10 @@ from workflows.forms import (
     steps_page,
     whole_run,
 )
-from workflows.notation import check_depth
 from workflows.run_view import RunView
+from workflows.submissions import INPUTS_BYTES_MAX, read_submission
 from workflows.tools.registry import Registry
 
-INPUTS_BYTES_MAX: Final = 1 << 20
 # Of a result, what is in memory while a client reads it, at its own pace.
 PIECE_BYTES: Final = 4 << 20
 _ITERATION: Final = Parameter(
@@ -66,26 +65,18 @@ class SubmissionForm(msgspec.Struct, forbid_unknown_fields=True):
     inputs: dict[str, Any] = {}  # variables of the run; they win over the definition's own
 
 
-def read_submission(body: bytes, tools: Registry) -> tuple[Definition, dict[str, Any]]:
-    """The definition and inputs of a body; raises InvalidRequest, InvalidWorkflow, TooLarge."""
-    form = forms.read(body, SubmissionForm)
-    if len(msgspec.json.encode(form.inputs)) > INPUTS_BYTES_MAX:
-        raise TooLarge(INPUTS_BYTES_MAX)
-    check_depth(form.inputs)
-    text = form.definition if isinstance(form.definition, str) else json.dumps(form.definition)
-    definition = Definition.parse(text)
-    definition.check_tools(tools.names)
-    return definition, form.inputs
-
-
 @final
 class WorkflowsResource:
     """`/api/v1/workflows`"""
 
-    def __init__(self, door: Door, tokens: Tokens, tools: Registry) -> None:
+    def __init__(
+        self, door: Door, tokens: Tokens, tools: Registry, barred: Mapping[str, str]
+    ) -> None:
+        """`barred`: the tools that workflows may not call here, each with the reason."""
         self._door = door
         self._tokens = tokens
         self._tools = tools
+        self._barred = barred
         # Whoever reads a result has all of it for a moment, 64 MiB at worst: one at a time.
         self._large = threading.Lock()
 
@@ -115,9 +106,11 @@ class WorkflowsResource:
         refuse_encodings(req.env)
         # Twice: a definition may come as a JSON text inside the JSON, with its quotes escaped.
         body = read_small(req.env, 2 * (DEFINITION_BYTES_MAX + INPUTS_BYTES_MAX))
-        definition, inputs = read_submission(body, self._tools)
+        form = forms.read(body, SubmissionForm)
+        text = form.definition if isinstance(form.definition, str) else json.dumps(form.definition)
+        definition = read_submission(text, form.inputs, self._tools.names, self._barred)
         key = idempotency.once_key(req, "workflows", body)
-        run = self._door.runs(caller, req.context.request_id).submit(definition, inputs, key)
+        run = self._door.runs(caller, req.context.request_id).submit(definition, form.inputs, key)
         forms.answer(resp, run_form(run), 201)
         resp.location = f"/api/v1/workflows/{run.run_id}"
 
@@ -138,7 +131,7 @@ class WorkflowsResource:
         caller.need(MANAGE_WORKFLOWS)
         status = req.get_param("status")
         if status is not None and status not in _STATUSES:
-            raise InvalidRequest(status[:64], f"status: one of {', '.join(_STATUSES)}")
+            raise InvalidRequest("status", f"one of {', '.join(_STATUSES)}")
         page = self._door.runs(caller, req.context.request_id).list(
             status=status, cursor=forms.cursor(req), limit=forms.page_limit(req)
         )
@@ -179,7 +172,7 @@ class WorkflowsResource:
         """List the steps of a run by name and iteration, which is a text: 10 is before 2."""
         view, cursor = self._run(req, run_id), req.get_param("cursor")
         if cursor is not None and len(cursor) > STEP_CHARS_MAX:
-            raise InvalidRequest(cursor[:64], "cursor: the next_cursor of an earlier page")
+            raise InvalidRequest("cursor", "the next_cursor of an earlier page")
         forms.answer(resp, steps_page(view, cursor, forms.page_limit(req)))
 
     @operation(

@@ -1,12 +1,15 @@
 """The job that sends deliveries: what is due, some at a time, no tenant before all others.
 
-As long as little is due, all of it is looked at, longest due first. When more is, the tenants
-that wait have their turns, in order of their names and round after round, each with the few
-places it may have: a look costs the tenants it comes by and never what is due for them.
+Callbacks and mails have places of their own. In both the tenants that wait have their turns, in
+order of their names and round after round, each with the few places it may have and its longest
+due first. As long as little is due, all of it is looked at; when more is, a look costs the
+tenants it comes by and never what is due for them.
 
 A receiver that hangs holds its place for `[callbacks] timeout`. It never holds another
 tenant's. All mails go to one server, which may hang for all of them, so they have few places:
-callbacks go on beside it.
+callbacks go on beside it. It may hang for the addresses of one tenant only, so that one has half
+of them at most, also while no other wants any: a place that was given away is not there for
+who comes next.
 What came of an attempt is written as soon as it is known, so that a crash makes few
 attempts twice. Twice is possible, and announced: the identifier is the same.
 A mail whose approval is over is not sent: its links would decide nothing.
@@ -17,15 +20,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, final
 
 from cas.approvals import ended_of
 from cas.callbacks import tenant_secret
 from cas.catalog import Snapshot
 from cas.deliveries import (
-    MAIL,
     Outcome,
     due,
     due_of,
@@ -35,7 +38,7 @@ from cas.deliveries import (
     waiting_tenant,
 )
 from cas.errors import Conflict
-from cas.records import FAILED, Delivery
+from cas.records import CALLBACK, FAILED, MAIL, Delivery
 from cas.restored import waits_for_acceptance
 from cas.sealing import Ring
 from cas.store import Store
@@ -43,14 +46,20 @@ from replicator.callbacks import Sender
 from replicator.mail import Mailer
 from replicator.names import TooManyQuestions
 
-PLACES: Final = 32  # attempts at a time
+PLACES: Final = 32  # callbacks at a time
 TENANT_PLACES: Final = 4
-MAIL_PLACES: Final = 4
+MAIL_PLACES: Final = 4  # mails at a time, beside them
+TENANT_MAIL_PLACES: Final = 2
 # A step waits so long at most, so that what comes due meanwhile gets the free places.
 _STEP_S: Final = 1.0
 _CLOSE_S: Final = 3.0  # what is in flight may take so long when the process is stopped
 _FEW: Final = 100  # due: they are all looked at, which takes a ms
-_TENANTS_A_LOOK: Final = 100  # that have their turn in one look: some 3 ms
+_TENANTS_A_LOOK: Final = 100  # of each kind that have their turn in one look: some 3 ms
+
+# Whose turn it is, with what is due for it; it is asked with a kind, and with the tenant that had
+# the last turn.
+_Turn = tuple[str, list[Delivery]]
+_Turns = Callable[[str, str], Iterator[_Turn]]
 
 _log = logging.getLogger("blobcask.deliveries")
 
@@ -82,7 +91,10 @@ class SendDeliveries:
         self._jitter = jitter
         self._give_up_after_us = store.settings.callbacks.give_up_after
         self._flying: dict[asyncio.Task[None], Delivery] = {}
-        self._last_tenant = ""  # that had its turn
+        self._lanes = (
+            _Lane(MAIL, MAIL_PLACES, TENANT_MAIL_PLACES),
+            _Lane(CALLBACK, PLACES, TENANT_PLACES),
+        )
 
     async def step(self, now_us: int) -> bool:
         """Start what is due at `now_us` (catalog time) and has a place; wait for one of all
@@ -115,28 +127,15 @@ class SendDeliveries:
 
     def _choose(self, now_us: int) -> tuple[list[Delivery], bool]:
         """What to start now, and whether more than a few are due."""
-        places = _Places(self._flying.values())
         with self._store.catalog.read() as snapshot:
             if waits := waits_for_acceptance(snapshot):
                 raise Conflict(f"nothing was sent: {waits}")
             few = due(snapshot, now_us, _FEW)
-            if len(few) < _FEW:
-                places.offer(few)
-                return places.chosen, False
-            self._give_turns(snapshot, now_us, places)
-        return places.chosen, True
-
-    def _give_turns(self, snapshot: Snapshot, now_us: int, places: _Places) -> None:
-        """Offer the free places to tenants, beginning after the last one that had its turn."""
-        had: set[str] = set()
-        for _ in range(_TENANTS_A_LOOK):
-            tenant_id = waiting_tenant(snapshot, self._last_tenant)
-            if not places.free or tenant_id in had:
-                return
-            self._last_tenant = tenant_id or ""
-            if tenant_id is not None:
-                had.add(tenant_id)
-                places.offer(due_of(snapshot, tenant_id, now_us, TENANT_PLACES))
+            many = len(few) == _FEW
+            turns = _turns_of_all(snapshot, now_us) if many else _turns_of_few(few)
+            flying = self._flying.values()
+            chosen = [each for lane in self._lanes for each in lane.choose(flying, turns)]
+        return chosen, many
 
     async def _attempt(self, delivery: Delivery) -> None:
         try:
@@ -189,28 +188,63 @@ class SendDeliveries:
 
 
 @final
-class _Places:
-    """Who has the places, and whom they are given to now."""
+class _Lane:
+    """The places of one kind of delivery, and which tenant's turn is next."""
 
-    def __init__(self, flying: Iterable[Delivery]) -> None:
-        taken = list(flying)
-        self.chosen: list[Delivery] = []
-        self.free = PLACES - len(taken)
-        self._identifiers = {delivery.delivery_id for delivery in taken}
-        self._tenants = Counter(delivery.tenant_id for delivery in taken)
-        self._mails = sum(delivery.kind == MAIL for delivery in taken)
+    def __init__(self, kind: str, places: int, tenant_places: int) -> None:
+        self.kind: Final = kind
+        self._places = places
+        self._tenant_places = tenant_places
+        self._last_tenant = ""  # that had its turn
 
-    def offer(self, deliveries: Iterable[Delivery]) -> None:
-        """Choose of them, in this order, what has no place yet and may have one."""
-        for delivery in deliveries:
-            if (
-                self.free
-                and delivery.delivery_id not in self._identifiers
-                and self._tenants[delivery.tenant_id] < TENANT_PLACES
-                and (delivery.kind != MAIL or self._mails < MAIL_PLACES)
-            ):
-                self.free -= 1
-                self._mails += delivery.kind == MAIL
-                self._identifiers.add(delivery.delivery_id)
-                self._tenants[delivery.tenant_id] += 1
-                self.chosen.append(delivery)
+    def choose(self, flying: Iterable[Delivery], turns: _Turns) -> list[Delivery]:
+        """Give the free places to tenants, beginning after the last one that had its turn."""
+        taken = [delivery for delivery in flying if delivery.kind == self.kind]
+        free = self._places - len(taken)
+        if free <= 0:
+            return []
+        identifiers = {delivery.delivery_id for delivery in taken}
+        tenants = Counter(delivery.tenant_id for delivery in taken)
+        chosen: list[Delivery] = []
+        for tenant_id, deliveries in turns(self.kind, self._last_tenant):
+            self._last_tenant = tenant_id
+            waiting = [each for each in deliveries if each.delivery_id not in identifiers]
+            may_have = min(self._tenant_places - tenants[tenant_id], free - len(chosen))
+            chosen += waiting[: max(may_have, 0)]
+            # Here, and not when the next one's turn has come, who would lose it.
+            if len(chosen) == free:
+                break
+        return chosen
+
+
+def _turns_of_few(few: list[Delivery]) -> _Turns:
+    """The turns of those that have something among `few`."""
+
+    def turns(kind: str, last_tenant: str) -> Iterator[_Turn]:
+        tenants: dict[str, list[Delivery]] = {}
+        for delivery in few:
+            if delivery.kind == kind:
+                tenants.setdefault(delivery.tenant_id, []).append(delivery)
+        names = sorted(tenants)
+        begin = bisect_right(names, last_tenant)
+        for tenant_id in names[begin:] + names[:begin]:
+            yield tenant_id, tenants[tenant_id]
+
+    return turns
+
+
+def _turns_of_all(snapshot: Snapshot, now_us: int) -> _Turns:
+    """The turns of those that something waits for, as many of them as are for one look."""
+
+    def turns(kind: str, last_tenant: str) -> Iterator[_Turn]:
+        tenant_id = last_tenant
+        had: set[str] = set()
+        for _ in range(_TENANTS_A_LOOK):
+            found = waiting_tenant(snapshot, kind, tenant_id) or waiting_tenant(snapshot, kind)
+            if found is None or found in had:
+                return
+            tenant_id = found
+            had.add(tenant_id)
+            yield tenant_id, due_of(snapshot, kind, tenant_id, now_us, TENANT_PLACES)
+
+    return turns

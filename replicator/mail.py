@@ -6,6 +6,9 @@ attempt, so that a mail that came twice (invariant 6 allows that, never none) is
     refused for this address (RCPT), or its content (DATA), with 5xx    hopeless
     anything else: 4xx, no login, no TLS, nobody there                  tried again
 
+What somebody wrote stands in headers as letters and never as anything that decodes to others, and
+a mail with another header than we set is none: nobody who asks speaks for us in it.
+
 Whatever is wrong with the server, the login or the sender is the operator's to mend, so no
 mail is lost by it until patience ends (`[callbacks] give_up_after`). Once the server has
 said 250 it has the mail, however the rest of the conversation goes.
@@ -17,9 +20,12 @@ import asyncio
 import email.utils
 import ssl
 from datetime import UTC, datetime
+from email.errors import MessageError
 from email.headerregistry import Address
 from email.message import EmailMessage
+from email.parser import BytesHeaderParser
 from email.policy import SMTP as SMTP_POLICY
+from email.policy import SMTPUTF8 as SMTPUTF8_POLICY
 from typing import Final, final
 
 import msgspec
@@ -70,8 +76,9 @@ class Mailer:
             sender = read_mailbox(self._settings.sender)
             mail = msgspec.json.decode(payload, type=Mail)
             to = read_mailbox(mail.to)
-            message = _message(delivery, mail, sender, to)
-        except (msgspec.MsgspecError, ValueError, LookupError) as error:
+            utf8 = not (sender.address + to.address).isascii()
+            content = _content(_message(delivery, mail, sender, to), utf8=utf8)
+        except (msgspec.MsgspecError, MessageError, ValueError, LookupError) as error:
             return Outcome(None, f"no mail can be made of it: {error}", hopeless=True)
         accepted = False
         try:
@@ -79,7 +86,9 @@ class Mailer:
                 client = await self._client(sender)
                 try:
                     await client.connect()
-                    await client.send_message(message, sender=sender.address, recipients=to.address)
+                    # These very bytes, which were looked at: `send_message` makes its own.
+                    options = ["SMTPUTF8"] if utf8 else []
+                    await client.sendmail(sender.address, to.address, content, mail_options=options)
                     accepted = True
                     await client.quit()
                 finally:
@@ -134,7 +143,9 @@ def _message(delivery: Delivery, mail: Mail, sender: Mailbox, to: Mailbox) -> Em
     message = EmailMessage(policy=SMTP_POLICY)
     message["From"] = Address(sender.name, sender.local, sender.domain)
     message["To"] = Address(to.name, to.local, to.domain)
-    message["Subject"] = mail.subject
+    # An encoded word (RFC 2047) is taken apart: Python decodes what it is given, line breaks and
+    # all, and some programs on the way decode again what was encoded to be shown as it is.
+    message["Subject"] = mail.subject.replace("=?", "= ?")
     message["Date"] = email.utils.format_datetime(_moment(delivery.created_at))
     message["Message-ID"] = f"<{delivery.delivery_id}@{sender.domain}>"
     # RFC 3834: nobody's holiday reply is wanted.
@@ -145,6 +156,15 @@ def _message(delivery: Delivery, mail: Mail, sender: Mailbox, to: Mailbox) -> Em
         # Not one by chance: the bytes are the same at every attempt. "=_" is in no part.
         message.set_boundary(f"=_{delivery.delivery_id}")
     return message
+
+
+def _content(message: EmailMessage, *, utf8: bool) -> bytes:
+    """What goes over the wire; `utf8` where an address is not ASCII. Raises ValueError where it
+    would be read with other headers than it was given."""
+    content = message.as_bytes(policy=SMTPUTF8_POLICY if utf8 else SMTP_POLICY)
+    if BytesHeaderParser().parsebytes(content).keys() != message.keys():
+        raise ValueError("what stands in a header would be read as a header of its own")
+    return content
 
 
 def _moment(at_us: int) -> datetime:

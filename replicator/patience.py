@@ -126,10 +126,6 @@ class Patience:
             return 0 if now_s < self._open_until_s else 1
         return self._width
 
-    def opens_in_s(self, now_s: float) -> float:
-        """How long the target is left alone from `now_s` on; 0 when something may be tried."""
-        return max(0.0, self._open_until_s - now_s) if self.down else 0.0
-
     def worked(self) -> None:
         """A copy was made: the target is there."""
         self._is_there()

@@ -30,7 +30,7 @@ def place_of(call: Call, source: str | None) -> TargetSettings:
             if target.kind == "folder" and target.path and target.path.absolute() == path:
                 return target
         return TargetSettings(name="source", kind="folder", path=path)
-    raise InvalidRequest(source, f"no target of this name; there are {', '.join(known) or 'none'}")
+    raise InvalidRequest("--from", f"no target {source!r}; there are {', '.join(known) or 'none'}")
 
 
 def _bucket(call: Call, bucket: str, prefix: str) -> TargetSettings:

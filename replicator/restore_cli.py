@@ -77,7 +77,10 @@ def restore(
         _drill(call, settings)
         return
     options = Options(
-        None if at is None else read_value(parse_rfc3339, at), accept_loss, not lazy, not no_claim
+        None if at is None else read_value("--at", parse_rfc3339, at),
+        accept_loss,
+        not lazy,
+        not no_claim,
     )
     target = _open(settings)
     try:

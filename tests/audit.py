@@ -21,7 +21,9 @@ from cas.records import (
     CONDEMNED,
     DELETING,
     LIVE,
+    Approval,
     Blob,
+    Delivery,
     Event,
     Partial,
     Record,
@@ -94,13 +96,22 @@ def totals_counted(snapshot: LmdbSnapshot) -> dict[str, Total]:
             asked = record.workflow_run_id == "direct" or record.step.startswith("waiter:")
             if asked and record.claimed_at is None:
                 count[f"waits_of:{record.tenant_id}"] += 1
+            elif asked:
+                count[f"kept_of:{record.tenant_id}"] += 1
+                size_bytes[f"kept_of:{record.tenant_id}"] += 512
             continue
         elif isinstance(record, Event):
-            if record.open_for is None or not record.once:
-                continue
-            name = f"held_of:{record.tenant_id}"
-            count[name] += 1
-            size_bytes[name] += 512 + len(record.payload)
+            names = ["kept_of"] if record.open_for is None else ["kept_of", "held_of"]
+            for name in () if record.own else names:
+                count[f"{name}:{record.tenant_id}"] += 1
+                size_bytes[f"{name}:{record.tenant_id}"] += 512 + len(record.payload)
+            continue
+        elif isinstance(record, Approval):
+            count[f"approvals_of:{record.tenant_id}"] += 1
+            continue
+        elif isinstance(record, Delivery):
+            if (record.kind, record.status) == ("mail", "waiting"):
+                count[f"mails_of:{record.tenant_id}"] += 1
             continue
         elif isinstance(record, Run):
             if record.open is not None:
@@ -110,7 +121,9 @@ def totals_counted(snapshot: LmdbSnapshot) -> dict[str, Total]:
         elif isinstance(record, StepValue):
             count[f"values_of:{record.run_id}"] += 1
             size_bytes[f"values_of:{record.run_id}"] += len(record.value)
-            count[f"items_of:{record.run_id}"] += record.kind == "item"
+            if record.kind == "item":
+                count[f"items_of:{record.run_id}"] += 1
+                size_bytes[f"items_of:{record.run_id}"] += record.steps
             continue
         else:
             continue

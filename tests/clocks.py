@@ -13,6 +13,8 @@ from cas.clock import DAY_US, SystemClock
 
 # 2026-01-01T00:00:00Z: any moment would do, a fixed one makes failures repeat.
 START_US = 20_454 * DAY_US
+# `[events] keep`, and `[workflows] keep`, where they are not set.
+KEEP_US = 30 * DAY_US
 
 
 @final

@@ -5,7 +5,8 @@
 `Approvals` is a tenant's view (request, list, cancel). `ApprovalLink` is what one signed link
 opens: it lets one addressee decide one way, once for all addressees together, and its
 signature is the right (invariant 9). What was decided is recorded with its event, in one
-transaction (invariant 6), and so are the request and the mails that carry its links.
+transaction (invariant 6), and so are the request and the mails that carry its links: these are
+written and sealed before it, since meanwhile nobody else could write.
 """
 
 from __future__ import annotations
@@ -13,19 +14,23 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import Final, TypedDict, final
+
+import msgspec
 
 from cas.approvals import approval_as_of, close_approval, take_key
 from cas.catalog import Catalog, Snapshot, Transaction
 from cas.clock import DAY_US, SECOND_US
 from cas.config import Settings
-from cas.deliveries import MAIL, enqueue
+from cas.deliveries import message
 from cas.errors import (
     ApprovalClosed,
     InvalidRequest,
     InvalidSetting,
     LinkExpired,
     NotFound,
+    TooManyApprovals,
+    TooManyMails,
 )
 from cas.events import refuse_ended
 from cas.identifiers import new_id
@@ -33,9 +38,20 @@ from cas.links import SignedLinks
 from cas.listing import Page, newest, own
 from cas.mailboxes import read_mailbox
 from cas.once import OnceKey, once
-from cas.records import APPROVED, CANCELLED, EXPIRED, PENDING, REJECTED, Approval
+from cas.records import (
+    APPROVED,
+    CANCELLED,
+    EXPIRED,
+    MAIL,
+    PENDING,
+    REJECTED,
+    Approval,
+    Delivery,
+    DeliveryPayload,
+)
 from cas.references import DIRECT_RUN, check_segment
 from cas.sealing import Ring
+from cas.totals import approvals_of, mails_of
 from cas.uploads import check_url
 from workflows.mails import approval_mail
 
@@ -66,6 +82,14 @@ class ApprovalRequest:
     run: str = DIRECT_RUN
 
 
+class ApprovalLinksForm(TypedDict):
+    """The links of one addressee: whoever has them can decide in that name."""
+
+    addressee: str
+    approve_url: str
+    reject_url: str
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class ApprovalLinks:
@@ -75,8 +99,17 @@ class ApprovalLinks:
     approve_url: str
     reject_url: str
 
+    def form(self) -> ApprovalLinksForm:
+        """The same as JSON."""
+        return {
+            "addressee": self.addressee,
+            "approve_url": self.approve_url,
+            "reject_url": self.reject_url,
+        }
+
 
 Pairs = list[ApprovalLinks]
+_Mails = list[tuple[Delivery, DeliveryPayload]]
 
 
 @final
@@ -114,46 +147,23 @@ class Approvals:
         not choose where people are led to by a mail of ours.
 
         Raises ApprovalKeyTaken while another one with this key is pending in the run, RunEnded
-        for a run of the tenant's that has ended, InvalidRequest, InvalidName with the field's
-        value and the reason, KeyReused, and InvalidSetting where mails need an address and
-        there is none.
+        for a run of the tenant's that has ended, InvalidRequest with the field and the reason,
+        InvalidName, KeyReused, TooManyApprovals and TooManyMails (unless the key's approval is
+        there), and InvalidSetting where mails need an address and there is none.
         """
         _check(wanted)
-        mailed = _mailed(wanted.addressees) if self._settings.mail.host else []
-        if mailed and not self._settings.gateway.public_url:
-            raise InvalidSetting("gateway", "public_url", "", "mailed links need an address")
-        term_us = DEFAULT_EXPIRY_US
-        if wanted.expires_in_s is not None:
-            term_us = wanted.expires_in_s * SECOND_US
+        approval = self._asked(wanted)
+        mails = self._mails(approval)
 
         def insert(txn: Transaction) -> str:
             keep_us = self._settings.events.keep
             refuse_ended(txn, self._tenant_id, wanted.run)  # nobody would hear the answer
             take_key(txn, self._tenant_id, wanted.run, wanted.approval_key, keep_us=keep_us)
-            approval = Approval(
-                approval_id=new_id(txn.now_us),
-                tenant_id=self._tenant_id,
-                workflow_run_id=wanted.run,
-                approval_key=wanted.approval_key,
-                title=wanted.title,
-                message=wanted.message,
-                addressees=wanted.addressees or [""],
-                one_click=wanted.one_click,
-                redirect_url=wanted.redirect_url,
-                status=PENDING,
-                created_at=txn.now_us,
-                created_by=self._actor,
-                expires_at=txn.now_us + term_us,
-                open_until=txn.now_us + term_us if txn.believed else None,
-                undated_at=None if txn.believed else txn.now_us,
-            )
-            txn.insert(approval)
-            for pair in self.links("", approval) if mailed else []:
-                if pair.addressee in mailed:
-                    mail = approval_mail(approval, pair.approve_url, pair.reject_url)
-                    payload = {"to": pair.addressee, **mail}
-                    subject, target = approval.approval_id, pair.addressee
-                    enqueue(txn, self._tenant_id, MAIL, subject, target, payload, ring=self._ring)
+            self._refuse_more(txn, len(mails))
+            txn.insert(approval if txn.believed else _undated(approval))
+            for delivery, sent in mails:
+                txn.insert(delivery)
+                txn.insert(sent)
             return approval.approval_id
 
         def change(txn: Transaction) -> Approval:
@@ -206,6 +216,63 @@ class Approvals:
             return close_approval(txn, approval, CANCELLED, keep_us=keep_us)
 
         return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
+
+    def _asked(self, wanted: ApprovalRequest) -> Approval:
+        """The approval that is asked for, from now on."""
+        now_us = self._links.now_us()
+        term_us = DEFAULT_EXPIRY_US
+        if wanted.expires_in_s is not None:
+            term_us = wanted.expires_in_s * SECOND_US
+        return Approval(
+            approval_id=new_id(now_us),
+            tenant_id=self._tenant_id,
+            workflow_run_id=wanted.run,
+            approval_key=wanted.approval_key,
+            title=wanted.title,
+            message=wanted.message,
+            addressees=wanted.addressees or [""],
+            one_click=wanted.one_click,
+            redirect_url=wanted.redirect_url,
+            status=PENDING,
+            created_at=now_us,
+            created_by=self._actor,
+            expires_at=now_us + term_us,
+            open_until=now_us + term_us,
+        )
+
+    def _mails(self, approval: Approval) -> _Mails:
+        """What is mailed to its addressees, as it is to be recorded; raises InvalidSetting."""
+        if not self._settings.mail.host or not any(map(_is_mailed, approval.addressees)):
+            return []
+        if not self._settings.gateway.public_url:
+            raise InvalidSetting("gateway", "public_url", "", "mailed links need an address")
+        return [
+            message(
+                approval.created_at,
+                self._tenant_id,
+                MAIL,
+                approval.approval_id,
+                pair.addressee,
+                {
+                    "to": pair.addressee,
+                    **approval_mail(approval, pair.approve_url, pair.reject_url),
+                },
+                ring=self._ring,
+            )
+            for pair in self.links("", approval)
+            if _is_mailed(pair.addressee)
+        ]
+
+    def _refuse_more(self, txn: Transaction, mails: int) -> None:
+        """Raise TooManyApprovals, TooManyMails where another approval with so many mails is
+        more than the tenant may have."""
+        limits = self._settings.limits
+        remembered = approvals_of(txn, self._tenant_id)
+        if 0 < limits.tenant_approvals <= remembered:
+            raise TooManyApprovals(limits.tenant_approvals, remembered)
+        waiting = mails_of(txn, self._tenant_id)
+        if mails and 0 < limits.tenant_mails < waiting + mails:
+            raise TooManyMails(limits.tenant_mails, waiting, mails)
 
     def _own(self, snapshot: Snapshot, approval_id: str) -> Approval:
         approval = own(snapshot, Approval, self._tenant_id, approval_id)
@@ -316,7 +383,7 @@ def _readable(comment: str) -> str:
     text = comment.replace("\r\n", "\n").replace("\r", "\n").strip()
     text = "".join(char for char in text if char not in _unreadable(text, "\n\t"))
     if len(text) > COMMENT_CHARS_MAX:
-        raise InvalidRequest("comment", f"comment is at most {COMMENT_CHARS_MAX} characters")
+        raise InvalidRequest("comment", f"at most {COMMENT_CHARS_MAX} characters")
     return text
 
 
@@ -333,50 +400,53 @@ def _unreadable(text: str, beside: str = "") -> Iterator[str]:
 _TURNS: Final = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
-def _mailed(addressees: list[str]) -> list[str]:
-    return [addressee for addressee in addressees if "@" in addressee]
+def _is_mailed(addressee: str) -> bool:
+    return "@" in addressee
+
+
+def _undated(approval: Approval) -> Approval:
+    """The same, whose term waits for a clock that can be believed (invariant 10)."""
+    return msgspec.structs.replace(approval, open_until=None, undated_at=approval.created_at)
 
 
 def _check(wanted: ApprovalRequest) -> None:
     check_segment(wanted.run, "run")
-    _check_line(wanted.approval_key, "approval_key", _KEY_CHARS_MAX)
+    _check_line("approval_key", wanted.approval_key, _KEY_CHARS_MAX)
     if not wanted.approval_key.isprintable():  # as the name of its event must be
-        raise InvalidRequest(wanted.approval_key[:64], "approval_key holds what cannot be seen")
-    _check_line(wanted.title, "title", _TITLE_CHARS_MAX)
+        raise InvalidRequest("approval_key", "it holds what cannot be seen")
+    _check_line("title", wanted.title, _TITLE_CHARS_MAX)
     if len(wanted.message) > _MESSAGE_CHARS_MAX:
-        raise InvalidRequest("message", f"message is at most {_MESSAGE_CHARS_MAX} characters")
+        raise InvalidRequest("message", f"at most {_MESSAGE_CHARS_MAX} characters")
     if any(_unreadable(wanted.message, "\n\t\r")):
-        raise InvalidRequest("message", "message holds a control character")
+        raise InvalidRequest("message", "it holds a control character")
     seconds = wanted.expires_in_s
     if seconds is not None and not 1 <= seconds <= _EXPIRES_IN_S_MAX:
-        raise InvalidRequest(seconds, f"expires_in is 1 to {_EXPIRES_IN_S_MAX} seconds")
+        raise InvalidRequest("expires_in", f"1 to {_EXPIRES_IN_S_MAX} seconds")
     if wanted.redirect_url is not None:
-        check_url(wanted.redirect_url)
+        check_url("redirect_url", wanted.redirect_url)
     if len(wanted.addressees) > ADDRESSEES_MAX:
-        raise InvalidRequest("addressees", f"addressees has at most {ADDRESSEES_MAX} entries")
+        raise InvalidRequest("addressees", f"at most {ADDRESSEES_MAX} entries")
     if len(set(wanted.addressees)) < len(wanted.addressees):
-        raise InvalidRequest("addressees", "addressees names somebody twice")
+        raise InvalidRequest("addressees", "somebody is named twice")
     for addressee in wanted.addressees:
         _check_addressee(addressee)
 
 
-def _check_line(text: str, what: str, chars_max: int) -> None:
+def _check_line(field: str, text: str, chars_max: int) -> None:
     if not text or text != text.strip() or len(text) > chars_max:
-        raise InvalidRequest(
-            text[:64], f"{what} is 1 to {chars_max} characters, with no space at its ends"
-        )
+        raise InvalidRequest(field, f"1 to {chars_max} characters, with no space at the ends")
     if any(_unreadable(text)) or any(unicodedata.category(char) in ("Zl", "Zp") for char in text):
-        raise InvalidRequest(text[:64], f"{what} is one line without control characters")
+        raise InvalidRequest(field, "one line without control characters")
 
 
 def _check_addressee(text: str) -> None:
     """A name, or one bare address that a mail may be sent to."""
-    _check_line(text, "addressee", _ADDRESSEE_CHARS_MAX)
+    _check_line("addressees", text, _ADDRESSEE_CHARS_MAX)
     if "@" not in text:
         return
     try:
         read_mailbox(text)
     except ValueError as error:
-        raise InvalidRequest(text, f"addressee: {error}") from None
+        raise InvalidRequest("addressees", f"{text!r}: {error}") from None
     if "<" in text:
-        raise InvalidRequest(text, "an addressee with an @ is a bare address: ada@example.org")
+        raise InvalidRequest("addressees", "one with an @ is a bare address: ada@example.org")

@@ -28,7 +28,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import reduce
 from graphlib import CycleError, TopologicalSorter
+from operator import or_
 from typing import Any, Final, NamedTuple, final
 
 import msgspec
@@ -41,6 +43,9 @@ from workflows.notation import read_notation
 
 DEFINITION_BYTES_MAX: Final = 1 << 20
 TASKS_MAX: Final = 1000
+# Of those that do not follow from others (`awaited_of`): with so many each step costs ten times
+# what it costs in a chain, a sixth of a second of processor time.
+DEPENDENCIES_MAX: Final = 3000
 # Loops and parallels in each other. With as many items as a loop may have, the name of a step,
 # which has a number of each loop, is then no longer than that of a wait may be.
 NESTING_MAX: Final = 20
@@ -70,7 +75,8 @@ ALL_DONE: Final = "all_done"
 ONE_SUCCESS: Final = "one_success"
 ONE_DONE: Final = "one_done"
 NONE_FAILED: Final = "none_failed"
-TRIGGER_RULES: Final = (ALL_SUCCESS, ALL_DONE, ONE_SUCCESS, ONE_DONE, NONE_FAILED)
+# Rules by which a task may begin before all that it depends on has ended.
+EARLY: Final = (ONE_SUCCESS, ONE_DONE)
 
 _WAIT_FOR_BRANCHES: Final = "tools.workflow.wait_for_parallel_branches"
 _JOIN_RULES: Final = {
@@ -88,6 +94,7 @@ _UNSUPPORTED_OF_TASKS: Final = (
     "preconditions",
     "postconditions",
 )
+_NONE: Final[Mapping[str, str]] = {}
 _ODD: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 _LIMITED: Final = (TASK, WAIT, WAIT_FOR_EVENT, FOREACH)  # those whose time can be limited
 _TRIED_AGAIN: Final = (TASK, EMIT_EVENT)  # those whose failure another attempt may mend
@@ -186,12 +193,15 @@ class Definition(msgspec.Struct, frozen=True, omit_defaults=True):
             if loops:
                 rest += task.body
 
-    def check_tools(self, known: Iterable[str]) -> None:
-        """Raises InvalidWorkflow where a task calls a tool that is not `known`."""
+    def check_tools(self, known: Iterable[str], barred: Mapping[str, str] = _NONE) -> None:
+        """Raises InvalidWorkflow where a task calls a tool that is not `known`, or one that is
+        `barred`, with the reason that stands there."""
         names = set(known)
         for task in self.everything():
             if task.operator == TASK and task.function not in names:
                 raise InvalidWorkflow(task.task_id, f"there is no tool {task.function!r}")
+            if task.operator == TASK and task.function in barred:
+                raise InvalidWorkflow(task.task_id, f"{task.function}: {barred[task.function]}")
 
     def check_times(self, now_us: int) -> None:
         """Raises InvalidWorkflow for a wait until a time that is written down, and further off
@@ -230,11 +240,17 @@ class Definition(msgspec.Struct, frozen=True, omit_defaults=True):
             if task.timeout_s is not None and task.operator not in _LIMITED:
                 reason = f"a timeout of {task.operator} is not supported"
                 raise InvalidWorkflow(task.task_id, reason)
-        _check_level(list(self.tasks.values()))
+        dependencies = _check_level(list(self.tasks.values()))
         for task in self.everything():
-            _check_level(task.body)
-            for branch in task.branches.values():
-                _check_level(branch)
+            for tasks in (task.body, *task.branches.values()):
+                dependencies += _check_level(tasks)
+        if dependencies > DEPENDENCIES_MAX:
+            reason = (
+                f"{dependencies} dependencies, not counting those that follow from others, are "
+                f"more than {DEPENDENCIES_MAX}; where many depend on the same many, have them "
+                "depend on one join of these"
+            )
+            raise InvalidWorkflow(self.name, reason)
 
 
 def _check_templates(task: Task) -> int:
@@ -251,8 +267,9 @@ def _check_templates(task: Task) -> int:
         raise InvalidWorkflow(task.task_id, f"{error.value}: {error.reason}") from None
 
 
-def _check_level(tasks: list[Task]) -> None:
-    """Raises InvalidWorkflow where tasks depend on others that are not there, or in a circle."""
+def _check_level(tasks: list[Task]) -> int:
+    """How many dependencies there are that do not follow from others; raises InvalidWorkflow
+    where tasks depend on others that are not there, or in a circle."""
     here = {task.task_id: task for task in tasks}
     for task in tasks:
         for name in task.dependencies:
@@ -263,12 +280,12 @@ def _check_level(tasks: list[Task]) -> None:
                 raise InvalidWorkflow(task.task_id, f"it leads to {name!r}, which is not there")
             if task.task_id not in here[name].dependencies:
                 raise InvalidWorkflow(name, f"it does not depend on {task.task_id!r}, as it must")
-    order = TopologicalSorter({task.task_id: task.dependencies for task in tasks})
+    sorter = TopologicalSorter({task.task_id: task.dependencies for task in tasks})
     try:
-        ways = ways_of(here, list(order.static_order()))
+        order = list(sorter.static_order())
     except CycleError as error:
         raise InvalidWorkflow(str(error.args[1][0]), "it depends on itself") from None
-    for name, way in ways.items():
+    for name, way in ways_of(here, order).items():
         if way.doubtful:
             raise InvalidWorkflow(
                 name,
@@ -277,6 +294,7 @@ def _check_level(tasks: list[Task]) -> None:
                 "depend on the first task of its way; or, where it is of none, on a join that "
                 "names all of these in its join_tasks",
             )
+    return sum(map(len, awaited_of(here, order).values()))
 
 
 @final
@@ -301,9 +319,10 @@ def ways_of(here: Mapping[str, Task], order: Iterable[str]) -> dict[str, Ways]:
     inside: dict[str, int] = {}  # the conditions in whose ways a task is
     for name in order:
         task = here[name]
+        joined = frozenset(task.joined)
         direct = before[name] = inside[name] = 0
         for other in task.dependencies:
-            direct |= 0 if other in task.joined else bit[other]
+            direct |= 0 if other in joined else bit[other]
             before[name] |= before[other] | bit[other]
         doubtful: str | None = None
         ways: list[tuple[str, str]] = []
@@ -315,7 +334,7 @@ def ways_of(here: Mapping[str, Task], order: Iterable[str]) -> dict[str, Ways]:
                 leads_to = [name]
             elif not leads_to:
                 continue
-            elif other in task.joined or inside[other] & ~direct:
+            elif other in joined or inside[other] & ~direct:
                 own.add(other)
                 continue
             else:
@@ -331,6 +350,36 @@ def ways_of(here: Mapping[str, Task], order: Iterable[str]) -> dict[str, Ways]:
             outer |= before[other]
         around = tuple((other, one) for other, one in ways if not bit[other] & outer)
         found[name] = Ways(around, frozenset(own), doubtful)
+    return found
+
+
+def awaited_of(here: Mapping[str, Task], order: Iterable[str]) -> dict[str, list[str]]:
+    """Of the tasks of one level, those whose ends each waits for, and that suffice: of what it
+    depends on, what nothing else of that waits for, directly or through others. `order`: as for
+    `ways_of`.
+
+    What is left out has ended by then: somebody whose end is waited for waited for it. That is
+    not so of one that is EARLY, which waits for nobody: nothing is left out because of it.
+    """
+    waits = {
+        name: [] if here[name].trigger_rule in EARLY else here[name].dependencies for name in order
+    }
+    implied = implied_of(waits)
+    return {
+        name: [one for one in before if one not in implied[name]] for name, before in waits.items()
+    }
+
+
+def implied_of(before: Mapping[str, list[str]]) -> dict[str, set[str]]:
+    """Of each, those directly before it that are before another one of these too. `before`: so
+    that each comes after those before it."""
+    bit = {name: 1 << number for number, name in enumerate(before)}
+    ahead: dict[str, int] = {}  # all that are before one
+    found: dict[str, set[str]] = {}
+    for name, direct in before.items():
+        further = reduce(or_, (ahead[one] for one in direct), 0)
+        found[name] = {one for one in direct if bit[one] & further}
+        ahead[name] = reduce(or_, (bit[one] for one in direct), further)
     return found
 
 
@@ -560,7 +609,7 @@ def _event_name(operator: Any, *, posted: bool) -> str:
         try:
             check_event_name(name, posted=posted)
         except InvalidRequest as error:
-            raise InvalidWorkflow(operator.task_id, error.reason) from None
+            raise InvalidWorkflow(operator.task_id, f"{error.field}: {error.reason}") from None
     return name
 
 

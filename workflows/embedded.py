@@ -23,7 +23,7 @@ from workflows.approvals import ApprovalRequest
 from workflows.events import Claimed
 from workflows.tools.place import RegisteredWebhook, RequestedApproval, RequestedUpload
 from workflows.views import Workflows
-from workflows.webhooks import WebhookRequest
+from workflows.webhooks import WebhookRequest, address_of
 
 
 @final
@@ -77,7 +77,7 @@ class EmbeddedPlace:
         file = self.stat(reference)
         lifetime_s = self._workflows.links.lifetime_s if expires_in_s is None else expires_in_s
         if not 1 <= lifetime_s <= DOWNLOAD_LIFETIME_S_MAX:
-            raise InvalidRequest(lifetime_s, f"expires_in: 1 to {DOWNLOAD_LIFETIME_S_MAX} seconds")
+            raise InvalidRequest("expires_in", f"1 to {DOWNLOAD_LIFETIME_S_MAX} seconds")
         return self._workflows.links.download(self._base(), file, lifetime_s)
 
     def delete(self, reference: str) -> None:
@@ -124,7 +124,7 @@ class EmbeddedPlace:
         webhook = webhooks.register(wanted, key)
         return RegisteredWebhook(
             webhook.webhook_id,
-            f"{base}/api/v1/webhooks/{webhook.webhook_id}",
+            address_of(base, webhook.webhook_id),
             webhook.event_name,
             webhook.correlation_key,
             webhook.expires_at,
@@ -139,10 +139,9 @@ class EmbeddedPlace:
         timeout_s: float | None = None,
         *,
         run: str,
-        step: str | None = None,
     ) -> Claimed:
         events = self._workflows.events(self._tenant_id, self._actor)
-        return events.wait(event_name, correlation_key, timeout_s, run=run, step=step)
+        return events.wait(event_name, correlation_key, timeout_s, run=run)
 
     def _files(self) -> Files:
         return self._store.files(self._tenant_id, self._actor)
@@ -153,6 +152,9 @@ class EmbeddedPlace:
     def _base(self) -> str:
         base = self._store.settings.gateway.public_url
         if not base:
-            reason = "links made by a workflow need an address that people can reach"
+            reason = (
+                "links that workflows make begin with an address that people can reach; start "
+                "`blobcask serve`, which tells its runner its own, or set this"
+            )
             raise InvalidSetting("gateway", "public_url", "", reason)
         return base

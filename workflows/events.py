@@ -25,8 +25,9 @@ from cas.catalog.local import LocalCatalog
 from cas.clock import SECOND_US
 from cas.config import EventSettings
 from cas.errors import CatalogClosed, InvalidRequest, NotFound, TooLarge
+from cas.events import NO_LIMIT, Room
 from cas.once import OnceKey, once
-from cas.records import Event, Subscription
+from cas.records import NAMELESS_STEP, Event, Subscription
 from cas.references import DIRECT_RUN, check_segment
 from workflows.notation import LEVELS_MAX, is_too_deep
 from workflows.watcher import Watcher
@@ -71,16 +72,15 @@ class Events:
         tenant_id: str,
         actor: str,
         request_id: str = "",
-        held_bytes_max: int = 0,
+        room: Room = NO_LIMIT,
     ) -> None:
-        """`held_bytes_max`: how much may be held for waits that begin later; 0: no limit."""
         self._catalog = catalog
         self._watcher = watcher
         self._settings = settings
         self._tenant_id = check_segment(tenant_id, "tenant")
         self._actor = actor
         self._request_id = request_id
-        self._held_bytes_max = held_bytes_max
+        self._room = room
 
     def emit(
         self,
@@ -97,20 +97,21 @@ class Events:
         With a `key`, once: the repetition is answered as the first time.
 
         Raises NoWaitingWorkflow where nobody waits and it is not to be held (nothing is kept
-        then), TooManyHeld where it is and there is no room, InvalidRequest, TooLarge, KeyReused.
+        then), TooManyHeld where it is and there is no room, TooManyKept where there is none for
+        any, InvalidRequest, TooLarge, KeyReused.
         """
         events.check_event_name(event_name, posted=True)
         events.check_correlation_key(correlation_key)
         hold_max_us = self._settings.hold_max
         if hold_us is not None and not 1 <= hold_us <= hold_max_us:
             # Not how long it was to be: that may have any number of digits.
-            raise InvalidRequest("hold", f"it is up to {hold_max_us // SECOND_US} seconds")
+            raise InvalidRequest("hold", f"up to {hold_max_us // SECOND_US} seconds")
         try:
             raw = msgspec.json.encode(payload)
         except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidRequest("payload", f"payload is a JSON value: {error}") from None
+            raise InvalidRequest("payload", f"a JSON value: {error}") from None
         if is_too_deep(payload):
-            raise InvalidRequest("payload", f"payload has {LEVELS_MAX} levels at most")
+            raise InvalidRequest("payload", f"{LEVELS_MAX} levels at most")
         if len(raw) > self._settings.payload_max:
             raise TooLarge(self._settings.payload_max)
 
@@ -124,7 +125,7 @@ class Events:
                     correlation_key,
                     hold_us=hold_us,
                     keep_us=self._settings.keep,
-                    held_bytes_max=self._held_bytes_max,
+                    room=self._room,
                 )
                 return msgspec.json.encode([event.event_id, delivered_to]).decode()
 
@@ -154,11 +155,12 @@ class Events:
 
         Raises InvalidRequest, InvalidName, RunEnded for a step whose run has ended,
         SubscriptionTaken (another one waits with this
-        correlation key), KeyReused (this step waits for another event), TooManyWaiters.
+        correlation key), KeyReused (this step waits for another event), TooManyWaiters,
+        TooManyKept (as much is remembered of what clients were told as may be).
         """
         check_segment(run, "run")
         if not 1 <= len(step) <= STEP_CHARS_MAX:
-            raise InvalidRequest("step", f"a step has 1 to {STEP_CHARS_MAX} characters")
+            raise InvalidRequest("step", f"1 to {STEP_CHARS_MAX} characters")
         if event_name:
             events.check_event_name(event_name)
             events.check_correlation_key(correlation_key)
@@ -177,6 +179,7 @@ class Events:
                 correlation_key,
                 timeout_us,
                 renew=renew,
+                room=self._room,
             )
 
         return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
@@ -271,7 +274,9 @@ class Events:
         Raises what `subscribe` does, and CatalogClosed when the store is closed meanwhile.
         """
         timeout_us = None if timeout_s is None else max(0, round(timeout_s * SECOND_US))
-        name = step or f"wait-{uuid.uuid4()}"
+        # Under a name that is made here nobody can ask again what it was given.
+        nameless = f"{NAMELESS_STEP if run == DIRECT_RUN else ''}wait-{uuid.uuid4()}"
+        name = step or nameless
         wait = self.subscribe(run, name, event_name, correlation_key, timeout_us)
         try:
             # The record's own end decides, by catalog time; this thread waits for its ring.

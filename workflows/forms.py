@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from msgspec import UNSET
+import msgspec
 
 from cas.clock import rfc3339
 from cas.errors import NotFound
+from cas.forms import shown_time
 from cas.records import COMPLETED, Run, Step
-from workflows.run_view import RunView
+from workflows.run_view import RunView, Told
 
 
 class StepForm(TypedDict):
@@ -75,8 +77,8 @@ def run_form(run: Run) -> RunForm:
         "status": run.status,
         "created_at": rfc3339(run.created_at),
         "created_by": run.created_by,
-        "started_at": _time(run.started_at),
-        "ended_at": _time(run.ended_at),
+        "started_at": shown_time(run.started_at),
+        "ended_at": shown_time(run.ended_at),
         "error": run.error,
     }
 
@@ -87,7 +89,7 @@ def whole_run(view: RunView) -> WholeRunForm:
         "inputs": view.inputs,
         "steps": _step_forms(view.steps_told, view.told),
         "steps_truncated": len(view.steps_told) < len(view.steps),
-        "variables": view.variables,
+        "variables": view.variables_told,
     }
 
 
@@ -105,15 +107,20 @@ def one_step(view: RunView, step_id: str, iteration: str = "") -> StepForm:
     step = view.step(step_id, iteration)
     if step is None:
         raise NotFound("step", step_id)
-    value = view.told_of(step)
-    return _step_form(step, None if value is UNSET else value)
+    return _step_form(step, view.told_of(step))
 
 
-def _step_forms(steps: list[Step], told: dict[tuple[str, str], Any]) -> list[StepForm]:
+def plain(form: Mapping[str, Any]) -> dict[str, Any]:
+    """A form as plain values: in those above, values of runs are JSON that is only passed on."""
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(form))
+    return found
+
+
+def _step_forms(steps: list[Step], told: dict[tuple[str, str], Told]) -> list[StepForm]:
     return [_step_form(step, told.get((step.step_id, step.iteration))) for step in steps]
 
 
-def _step_form(step: Step, value: Any) -> StepForm:
+def _step_form(step: Step, value: Told | None) -> StepForm:
     done = step.status == COMPLETED
     return {
         "step": step.step_id,
@@ -121,13 +128,9 @@ def _step_form(step: Step, value: Any) -> StepForm:
         "status": step.status,
         "attempts": step.attempts,
         "started_at": rfc3339(step.started_at),
-        "ended_at": _time(step.ended_at),
+        "ended_at": shown_time(step.ended_at),
         "result": value if done else None,
         "shown": None if done else value,
         "value_bytes": step.value_bytes,
         "error": step.error,
     }
-
-
-def _time(at_us: int | None) -> str | None:
-    return None if at_us is None else rfc3339(at_us)

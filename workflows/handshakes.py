@@ -49,6 +49,6 @@ def read_handshake(call: Call, kind: str) -> Handshake | None:
         and challenge.isascii()
         and challenge.isprintable()
     ):
-        reason = f"challenge: 1 to {CHALLENGE_CHARS_MAX} printable characters of ASCII"
+        reason = f"1 to {CHALLENGE_CHARS_MAX} printable characters of ASCII"
         raise InvalidRequest("challenge", reason)
     return Handshake(challenge)

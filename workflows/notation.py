@@ -7,8 +7,9 @@ events, the results of tools.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +22,7 @@ YAML_BYTES_MAX: Final = 128 << 10
 # it left than who took it.
 LEVELS_MAX: Final = 100
 _WHAT: Final = "definition"
+_PLAIN: Final = frozenset((str, int, float, bool, type(None)))
 # With these PyYAML meets values that their tags do not go with, such as `!!bool x`.
 _ODD: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -72,18 +74,48 @@ def check_depth(value: Any) -> None:
 
 
 def is_too_deep(value: Any) -> bool:
-    """Whether there are more than LEVELS_MAX lists and objects in each other."""
+    """Whether there are more than LEVELS_MAX lists and objects in each other, as there are in a
+    circle. What stands in several places of a level is looked at once."""
     level = _nested([value])
     for _ in range(LEVELS_MAX):
         if not level:
             return False
-        level = [
-            inner
-            for one in level
-            for inner in _nested(one.values() if isinstance(one, Mapping) else one)
-        ]
+        level = _nested(inner for one in level for inner in _members(one) or ())
     return bool(level)
 
 
+def least_bytes(value: Any, enough: int) -> int:
+    """How long a value is as JSON, at least; counted no further than past `enough`. What stands
+    in several places counts in each, for so it is written. In a value that is not too deep."""
+    found, rest = 1, [value]
+    while rest and found <= enough:
+        one = rest.pop()
+        if isinstance(one, str | bytes | bytearray):
+            found += len(one)
+        elif isinstance(one, Mapping):
+            found += 2 * len(one)
+            rest += one.keys()
+        members = _members(one) or ()
+        found += len(members)
+        if found <= enough:
+            rest += members
+    return found
+
+
 def _nested(values: Iterable[Any]) -> list[Any]:
-    return [one for one in values if isinstance(one, Mapping | list | tuple | set)]
+    return list({id(one): one for one in values if _members(one) is not None}.values())
+
+
+def _members(value: Any) -> Collection[Any] | None:
+    """What is in a list or an object; None for any other value."""
+    if type(value) in _PLAIN:
+        return None
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, list | tuple | set | frozenset):
+        return value
+    if isinstance(value, msgspec.Struct):
+        return [getattr(value, name) for name in value.__struct_fields__]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+    return None

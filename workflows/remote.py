@@ -16,11 +16,12 @@ from typing import Any, final
 
 import msgspec
 
+from cas.approvals import approved_by
 from cas.clock import parse_rfc3339
 from cas.errors import AccessDenied, TooLarge
 from cas.links import download_name
 from cas.once import OnceKey
-from cas.records import APPROVED, PENDING, Event, StoredFile, Subscription
+from cas.records import PENDING, Event, StoredFile, Subscription
 from cas.references import SCHEME, Reference, parse_reference
 from cas.remote import RemoteStore
 from cas.retention import Retention
@@ -129,7 +130,7 @@ class RemotePlace:
         if form["status"] == PENDING:
             return None
         told = ("status", "approval_id", "approval_key", "decided_by", "decided_at", "comment")
-        by = form["decided_by"] if form["status"] == APPROVED else None
+        by = approved_by(form["status"], form["decided_by"])
         return {**{name: form[name] for name in told}, "approved_by": by}
 
     def register_webhook(
@@ -167,16 +168,15 @@ class RemotePlace:
         timeout_s: float | None = None,
         *,
         run: str,
-        step: str | None = None,
     ) -> Claimed:
         """As `Place.wait`; of the records only what the server tells is in them (no times)."""
         events = self._store.events()
-        form = events.wait(event_name, correlation_key, timeout_s, run=run, waiter=step)
+        form = events.wait(event_name, correlation_key, timeout_s, run=run)
         wait = Subscription(
             form["subscription_id"],
             self.tenant_id,
             run,
-            step or "",
+            "",  # the server names it
             event_name,
             correlation_key,
             created_at=0,

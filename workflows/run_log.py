@@ -15,7 +15,6 @@ from typing import Any, Final, TypeVar, final
 import msgspec
 
 from cas.catalog import Catalog, Snapshot, Transaction
-from cas.clock import DAY_US
 from cas.endings import end, let_go
 from cas.errors import (
     BlobcaskError,
@@ -25,7 +24,7 @@ from cas.errors import (
     RunEnded,
     ToolFailed,
 )
-from cas.events import REMEMBERED_US, drop, subscription_id
+from cas.events import drop, subscription_id
 from cas.records import (
     CANCELLED,
     COMPLETED,
@@ -45,14 +44,15 @@ from cas.records import (
     StepValue,
     Subscription,
 )
-from cas.totals import items_of
+from cas.totals import steps_of
 from workflows import step_values
 from workflows.run_view import RunView, text_of
 
 _ERROR_CHARS_MAX: Final = 2000
-# Of all loops of a run together, since loops may be in loops. A step costs 9 ms of processor
-# time: so many items are a quarter of an hour's work at least, and some seconds' to end.
-ITEMS_MAX: Final = 100_000
+# Of all loops of a run together, since loops may be in loops: each item has the tasks of the body.
+# A step costs 9 ms of processor time: so many are a quarter of an hour's work at least, and some
+# seconds' to end.
+STEPS_MAX: Final = 100_000
 _ITEMS_AT_ONCE: Final = 500  # written in one transaction
 
 T = TypeVar("T")
@@ -68,8 +68,8 @@ class RunLog:
         self,
         catalog: Catalog,
         run_id: str,
-        keep_us: int = 30 * DAY_US,
-        events_keep_us: int = REMEMBERED_US,
+        keep_us: int,
+        events_keep_us: int,
     ) -> None:
         """`keep_us` and `events_keep_us`: see `Runs`."""
         self._catalog = catalog
@@ -142,16 +142,24 @@ class RunLog:
                     f"{step_values.VALUES_BYTES_MAX} bytes",
                 )
 
-    def record_items(self, loop: str, iteration: str, items: list[Any]) -> None:
+    def check_open(self) -> None:
+        """Raises NotFound; RunEnded where the run has ended."""
+        with self._catalog.read() as snapshot:
+            self._open(snapshot)
+
+    def record_items(self, loop: str, iteration: str, items: list[Any], tasks: int = 1) -> None:
         """Keep what a loop goes over, from its beginning on: what its template says may change
         while it runs. Harmless to stop and to repeat: how many they are is written last.
 
-        Raises RunEnded; ToolFailed where the run has too many results, or would have more than
-        ITEMS_MAX items.
+        `tasks` is how many the body has, without those in loops in it, which count when these
+        begin. Raises RunEnded; ToolFailed where the run has too many results, or its loops would
+        have more than STEPS_MAX steps.
         """
         within = f"{iteration}." if iteration else ""
         values = [
-            StepValue(self.run_id, ITEM, loop, f"{within}{number}", msgspec.json.encode(item))
+            StepValue(
+                self.run_id, ITEM, loop, f"{within}{number}", msgspec.json.encode(item), tasks
+            )
             for number, item in enumerate(items)
         ]
         count = msgspec.json.encode(len(items))
@@ -160,18 +168,18 @@ class RunLog:
             written = step_values.within(snapshot, StepValue, (self.run_id, ITEM, loop), iteration)
             there = sum(1 for _ in written)
         for start in range(0, len(values), _ITEMS_AT_ONCE):
-            more = len(items) - max(start, there)
+            more = (len(items) - max(start, there)) * tasks
             self._put_all(values[start : start + _ITEMS_AT_ONCE], loop, more)
         self._put_all([StepValue(self.run_id, ITEMS, loop, iteration, count)])
 
     def _put_all(self, values: list[StepValue], loop: str = "", more: int = 0) -> None:
-        """Keep values: those of a loop where `more` items are to come, these included."""
+        """Keep values: those of a loop that has `more` steps to come, theirs included."""
 
         def change(txn: Transaction) -> None:
             self._open(txn)
-            in_all = items_of(txn, self.run_id) + more
-            if more and in_all > ITEMS_MAX:
-                reason = f"the loops of this run would have {in_all} of {ITEMS_MAX} items together"
+            in_all = steps_of(txn, self.run_id) + more
+            if more and in_all > STEPS_MAX:
+                reason = f"the loops of this run would have {in_all} of {STEPS_MAX} steps together"
                 raise ToolFailed(loop, reason)
             for value in values:
                 step_values.put(txn, value)

@@ -8,12 +8,11 @@ from typing import Any, Final, final
 from urllib.parse import quote, urlencode
 
 import msgspec
-from msgspec import UNSET
 
 from cas.catalog import Catalog, Snapshot
 from cas.endings import step_as_of
 from cas.errors import NotFound
-from cas.listing import PAGE_MAX, Page
+from cas.listing import PAGE_BYTES_MAX, PAGE_MAX, Page
 from cas.records import COMPLETED, RESULT, SHOWN, Run, RunText, Step
 from workflows import step_values
 from workflows.definitions import Definition
@@ -23,6 +22,10 @@ TOLD_BYTES_MAX: Final = 1 << 20
 TOLD_IN_ALL_BYTES_MAX: Final = 8 << 20
 # Steps that are told with their run; all of them are told in pages.
 STEPS_TOLD_MAX: Final = 1000
+
+# A value that is passed on as the JSON that it is kept as: of plain values each small one takes 25
+# times its text. Or what is told in place of a large one.
+Told = msgspec.Raw | dict[str, Any]
 
 
 @final
@@ -43,10 +46,9 @@ class RunView:
             return text_of(snapshot, self.run.run_id)
 
     @cached_property
-    def inputs(self) -> dict[str, Any]:
-        """What it was given; raises NotFound, as `text`."""
-        found: dict[str, Any] = msgspec.json.decode(self.text.inputs)
-        return found
+    def inputs(self) -> dict[str, msgspec.Raw]:
+        """What it was given, each as JSON; raises NotFound, as `text`."""
+        return msgspec.json.decode(self.text.inputs, type=dict[str, msgspec.Raw])
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -71,17 +73,19 @@ class RunView:
 
     def page(self, cursor: str | None, limit: int) -> Page[Step]:
         """Up to `limit` steps by their names and iterations, from the one on that comes after
-        what `cursor` names."""
+        what `cursor` names; fewer where they are long (PAGE_BYTES_MAX)."""
         limit = max(1, min(limit, PAGE_MAX))
         step_id, _, iteration = (cursor or "").partition(":")  # no name of a step has one
         after = () if cursor is None else (step_id, iteration)
         with self._catalog.read() as snapshot:
-            found = snapshot.range(Step, "", (self.run.run_id,), after=after, limit=limit + 1)
-        found = [step_as_of(self.run, step) for step in found]
-        if len(found) <= limit:
-            return Page(found, None)
-        del found[limit:]
-        return Page(found, f"{found[-1].step_id}:{found[-1].iteration}")
+            run = (self.run.run_id,)
+            found = snapshot.range(
+                Step, "", run, after=after, limit=limit, bytes_max=PAGE_BYTES_MAX
+            )
+            after = (found[-1].step_id, found[-1].iteration) if found else after
+            more = bool(found and snapshot.range(Step, "", run, after=after, limit=1))
+        shown = [step_as_of(self.run, step) for step in found]
+        return Page(shown, ":".join(after) if more else None)
 
     def step(self, step_id: str, iteration: str = "") -> Step | None:
         """One of them, as it is now; None before it began."""
@@ -111,11 +115,11 @@ class RunView:
             return step_values.value(snapshot, step.run_id, kind, step.step_id, step.iteration)
 
     @cached_property
-    def told(self) -> dict[tuple[str, str], Any]:
+    def told(self) -> dict[tuple[str, str], Told]:
         """What is told with the run: see `told_among`."""
         return self.told_among(self.steps_told)
 
-    def told_among(self, steps: Iterable[Step]) -> dict[tuple[str, str], Any]:
+    def told_among(self, steps: Iterable[Step]) -> dict[tuple[str, str], Told]:
         """The values of those that have any, each under the step's name and iteration. Of one
         that is too large to be told, or where there are too many, see `told_of`."""
         told = {}
@@ -127,20 +131,20 @@ class RunView:
                 continue
             bytes_max = min(left, TOLD_BYTES_MAX)
             value = self.told_of(step, bytes_max)
-            if value is not UNSET:
+            if value is not None:
                 told[step.step_id, step.iteration] = value
                 left -= size_bytes if size_bytes <= bytes_max else 0
         return told
 
-    def told_of(self, step: Step, bytes_max: int = TOLD_BYTES_MAX) -> Any:
-        """The value of a step; UNSET where it has none. In place of one of more than
+    def told_of(self, step: Step, bytes_max: int = TOLD_BYTES_MAX) -> Told | None:
+        """The value of a step; None where it has none. In place of one of more than
         `bytes_max`, how large it is and, of a result, where it is read whole."""
         if step.value_bytes is None:
-            return UNSET
+            return None
         if step.value_bytes <= bytes_max:
             raw = self.value(step)
             # None: it was what the step showed, which is over.
-            return UNSET if raw is None else msgspec.json.decode(raw)
+            return None if raw is None else msgspec.Raw(raw)
         instead: dict[str, Any] = {"truncated": True, "size_bytes": step.value_bytes}
         if step.status == COMPLETED:
             instead["result_url"] = result_path(step)
@@ -148,6 +152,12 @@ class RunView:
 
     @property
     def variables(self) -> dict[str, Any]:
+        """`variables_told`, as plain values."""
+        found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self.variables_told))
+        return found
+
+    @property
+    def variables_told(self) -> dict[str, Any]:
         """What is known by name: the inputs, and for each step outside of loops its result,
         under its `result_key` where it has one, else under its own name. For each foreach
         `{"results": [...], "count": n}`, in the order of its items. Of a step that waits, what

@@ -16,9 +16,7 @@ from typing import Any, final
 import msgspec
 
 from cas.catalog import Catalog, Snapshot, Transaction
-from cas.clock import DAY_US
 from cas.errors import NotFound, RunEnded, TooManyRuns
-from cas.events import REMEMBERED_US
 from cas.identifiers import new_id
 from cas.listing import Page, newest, own
 from cas.once import OnceKey, once
@@ -41,8 +39,8 @@ class Runs:
         tenant_id: str,
         actor: str,
         request_id: str,
-        keep_us: int = 30 * DAY_US,
-        events_keep_us: int = REMEMBERED_US,
+        keep_us: int,
+        events_keep_us: int,
         open_max: int = 0,
     ) -> None:
         """`keep_us`: how long a run is remembered that is cancelled here, `events_keep_us`: what

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -20,11 +22,11 @@ import click
 
 from cas.cli.call import FIRST_TENANT, Call, table, tenant_option
 from cas.cli.exits import WrongFound
-from cas.errors import InvalidRequest
+from cas.errors import InvalidRequest, NotFound
 from cas.keys import load_keys
 from cas.records import CANCELLED, COMPLETED, ENDED, FAILED, QUEUED, RUNNING, WAITING
 from cas.runner import runner_of
-from workflows.forms import run_form, whole_run
+from workflows.forms import one_step, plain, run_form, whole_run
 from workflows.leaving import leave_at_end
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 JSON = dict[str, Any]
 
 LOOK_S: Final = 0.25  # between two looks at a run that is followed
+VARIABLE_CHARS: Final = 200  # of a variable; what is longer is told whole by its step
+_URL: Final = re.compile(r"https?://[^\s\"\\]+")
+_FRAMES: Final = 5  # of a file of the user's that fails: the innermost
 
 
 class RunsView(Protocol):
@@ -41,6 +46,7 @@ class RunsView(Protocol):
 
     def submit(self, definition: str, inputs: Mapping[str, Any]) -> JSON: ...
     def get(self, run_id: str) -> JSON: ...
+    def step(self, run_id: str, step_id: str, iteration: str = "") -> JSON: ...
     def result(self, run_id: str, step_id: str, iteration: str = "") -> Any: ...
     def list(self, status: str | None, cursor: str | None, limit: int) -> JSON: ...
     def cancel(self, run_id: str) -> JSON: ...
@@ -92,17 +98,19 @@ class LocalRuns:
 
     def submit(self, definition: str, inputs: Mapping[str, Any]) -> JSON:
         # Late: only who submits pays for the DSL.
-        from workflows.definitions import Definition
-        from workflows.notation import check_depth
-        from workflows.tools.registry import default_registry
+        from workflows.submissions import read_submission
+        from workflows.tools.registry import barred, default_registry
 
-        check_depth(inputs)
-        parsed = Definition.parse(definition)
-        parsed.check_tools(default_registry().names)
+        # A runner that is there may have other settings, and says at the step what it refuses.
+        here = {} if runner_of(self._store).held else barred(self._store.settings)
+        parsed = read_submission(definition, inputs, default_registry().names, here)
         return dict(run_form(self._runs.submit(parsed, inputs)))
 
     def get(self, run_id: str) -> JSON:
-        return dict(whole_run(self._runs.get(run_id)))
+        return plain(whole_run(self._runs.get(run_id)))
+
+    def step(self, run_id: str, step_id: str, iteration: str = "") -> JSON:
+        return plain(one_step(self._runs.get(run_id), step_id, iteration))
 
     def result(self, run_id: str, step_id: str, iteration: str = "") -> Any:
         return json.loads(self._runs.get(run_id).result(step_id, iteration))
@@ -127,7 +135,8 @@ class LocalRuns:
 def run(call: Call, file: Path, inputs: tuple[str, ...], detach: bool, tenant: str | None) -> None:
     """Run a workflow of highway_dsl: a Python FILE with get_workflow(), or its JSON or YAML.
 
-    A Python file is executed, here, with all that you may do.
+    A Python file is executed, here, with all that you may do. A run that fails or is cancelled
+    ends this with 11.
     """
     definition = read_definition(file)
     given = dict(_input(text) for text in inputs)
@@ -151,7 +160,8 @@ def run(call: Call, file: Path, inputs: tuple[str, ...], detach: bool, tenant: s
 def resume(call: Call, run_id: str | None, tenant: str | None) -> None:
     """Go on with a run, or with all that have not ended, and follow them to their end.
 
-    A server goes on by itself; this is for a ROOT that none serves, after an interruption.
+    A server goes on by itself; this is for a ROOT that none serves, after an interruption. A run
+    that fails or is cancelled ends this with 11.
     """
     forms: list[JSON] = []
     with _runs(call, tenant) as runs:
@@ -188,7 +198,10 @@ def list_runs(
 
 @click.command("show")
 @click.argument("run_id", metavar="ID")
-@click.option("--step", "step_id", metavar="NAME", help="Only what this step came to: its JSON.")
+@click.option(
+    "--step", "step_id", metavar="NAME",
+    help="Only what this step came to or, while it waits, what it shows: its JSON.",
+)  # fmt: skip
 @click.option(
     "--iteration", metavar="I",
     help="Of a step in a loop, the item's number from 0; in a loop of a loop 2.0.",
@@ -204,7 +217,7 @@ def show(
     with _runs(call, tenant) as runs:
         if step_id is not None:
             # JSON in any case: a text with its quotes, so that programs need not guess.
-            value = runs.result(run_id, step_id, iteration or "")
+            value = _value(runs, run_id, step_id, iteration or "")
             click.echo(json.dumps(value, ensure_ascii=False))
             return
         form = runs.get(run_id)
@@ -227,28 +240,55 @@ def cancel(call: Call, run_id: str, tenant: str | None) -> None:
 def read_definition(file: Path) -> str:
     """The JSON or YAML of a workflow; of a Python file, what its get_workflow() builds."""
     if file.suffix != ".py":
-        return file.read_text("utf-8")
+        try:
+            return file.read_text("utf-8")
+        except UnicodeDecodeError:
+            raise InvalidRequest("FILE", f"{file}: not UTF-8 text") from None
+    try:
+        return _built(file)
+    # Whatever it does, and a script that has no get_workflow() may exit: the mistake is there.
+    except (Exception, SystemExit) as error:
+        if isinstance(error, InvalidRequest):
+            raise
+        raise InvalidRequest("FILE", _mistake(file, error)) from None
+
+
+def _built(file: Path) -> str:
+    """Raises InvalidRequest, and whatever the file does."""
     spec = importlib.util.spec_from_file_location("blobcask_workflow", file)
     if spec is None or spec.loader is None:
-        raise InvalidRequest(str(file), "not a Python file that can be loaded")
+        raise InvalidRequest("FILE", f"{file}: not a Python file that can be loaded")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     build = getattr(module, "get_workflow", None)
     if not callable(build):
-        raise InvalidRequest(str(file), "it has no get_workflow()")
+        raise InvalidRequest("FILE", f"{file}: it has no get_workflow()")
     built = build()
     # A builder will do, too: one forgets to call build().
     workflow = built.build() if hasattr(built, "build") else built
     if not hasattr(workflow, "to_json"):
-        raise InvalidRequest(str(file), "get_workflow() gives no workflow of highway_dsl")
+        raise InvalidRequest("FILE", f"{file}: get_workflow() gives no workflow of highway_dsl")
     return str(workflow.to_json())
+
+
+def _mistake(file: Path, error: BaseException) -> str:
+    """Where the file went wrong, and how, on one line. Of the frames only its own: those of
+    whoever runs it, and of libraries, are nothing its author could mend."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__)
+           if Path(frame.filename) == file]  # fmt: skip
+    places = [f"line {frame.lineno} in {frame.name}" for frame in own[-_FRAMES:]]
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename) == file:
+        places, error = [f"line {error.lineno}"], SyntaxError(error.msg)
+    said = " ".join(str(error).split())  # of some, many lines
+    kind = type(error).__name__
+    return f"{', '.join([str(file), *places])}: {kind}{f': {said}' if said else ''}"
 
 
 def _input(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise InvalidRequest(text, "input: write KEY=VALUE")
+        raise InvalidRequest("--input", f"write KEY=VALUE, not {text!r}")
     try:
         return key, json.loads(value)
     except ValueError:
@@ -309,30 +349,47 @@ def follow(call: Call, runs: RunsView, run_id: str, check: Callable[[], None]) -
             name = (step["step"], step["iteration"])
             if told.get(name) != step["status"]:
                 told[name] = step["status"]
-                call.say(_told(step))
+                for line in _told(step):
+                    call.say(line)
         if form["status"] in ENDED:
             return form
         check()
         time.sleep(LOOK_S)
 
 
-def _told(step: JSON) -> str:
+def _value(runs: RunsView, run_id: str, step_id: str, iteration: str) -> Any:
+    """What a step came to, whole; before that, what it shows. Raises NotFound."""
+    try:
+        return runs.result(run_id, step_id, iteration)
+    except NotFound:
+        shown = runs.step(run_id, step_id, iteration)["shown"]
+        if shown is None:
+            raise
+        return shown
+
+
+def _told(step: JSON) -> Iterator[str]:
+    """How a step is and, of what people do for the run to go on, where: whole, for a link that
+    is cut leads nowhere."""
     name = f"{step['step']} #{step['iteration']}" if step["iteration"] else step["step"]
-    reason = step["error"] if step["status"] == FAILED else _link(step)
-    return f"  {name}: {step['status']}" + (f" ({reason})" if reason else "")
-
-
-def _link(step: JSON) -> str:
-    """Where a person does what the run waits for next; "" where a step has no such place."""
-    told = step["shown"] or step["result"]
-    return str(told.get("upload_url", "")) if isinstance(told, dict) else ""
+    shows = step["shown"] or step["result"]
+    shows = shows if isinstance(shows, dict) else {}
+    reason = step["error"] if step["status"] == FAILED else str(shows.get("upload_url", ""))
+    yield f"  {name}: {step['status']}" + (f" ({reason})" if reason else "")
+    links = shows.get("links")
+    for link in links if isinstance(links, list) else ():
+        if isinstance(link, dict) and {"approve_url", "reject_url"} <= link.keys():
+            who = link.get("addressee") or "anybody"
+            yield f"    {who} approves: {link['approve_url']}"
+            yield f"    {who} rejects: {link['reject_url']}"
 
 
 def _lines(form: JSON) -> Iterator[str]:
     yield f"{form['run_id']}  {form['name']}  {form['status']}"
     if form["error"]:
         yield f"error: {form['error']}"
-    yield from map(_told, form["steps"])
+    for step in form["steps"]:
+        yield from _told(step)
     if form.get("steps_truncated"):
         yield "  …: of its loops only the steps that began last"
     tasks = {step["step"] for step in form["steps"]}
@@ -342,4 +399,11 @@ def _lines(form: JSON) -> Iterator[str]:
         if name in tasks and any(other == value for other in others):
             continue  # told under its `result_key`
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        yield f"{name} = {text if len(text) <= 200 else text[:200] + '…'}"
+        yield f"{name} = {_shortened(text)}"
+
+
+def _shortened(text: str) -> str:
+    """The beginning of a long text; an address that begins there is whole."""
+    ends = (url.end() for url in _URL.finditer(text) if url.start() < VARIABLE_CHARS)
+    chars = max(VARIABLE_CHARS, *ends, 0)
+    return text if len(text) <= chars else f"{text[:chars]}…"

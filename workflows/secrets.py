@@ -68,9 +68,9 @@ class Secrets:
         check_segment(secret_id, "secret")
         if not value.strip() or len(value) > VALUE_BYTES_MAX:
             # Never the value itself: what is refused is shown and logged.
-            raise InvalidRequest("value", f"a secret is 1 to {VALUE_BYTES_MAX} bytes")
+            raise InvalidRequest("value", f"1 to {VALUE_BYTES_MAX} bytes")
         if sum(bool(line.strip()) for line in value.splitlines()) > LINES_MAX:
-            raise InvalidRequest("value", f"a secret has at most {LINES_MAX} lines")
+            raise InvalidRequest("value", f"at most {LINES_MAX} lines")
         if keep_old_us is not None and not SECOND_US <= keep_old_us <= KEEP_OLD_US_MAX:
             most = KEEP_OLD_US_MAX // DAY_US
             raise InvalidRequest("keep_old", f"the old one is kept for 1 second to {most} days")
@@ -92,7 +92,7 @@ class Secrets:
                 return secret
             held = txn.range(Secret, "", (self._tenant_id,), limit=SECRETS_MAX)
             if len(held) >= SECRETS_MAX:
-                raise InvalidRequest(secret_id, f"a tenant has at most {SECRETS_MAX} secrets")
+                raise InvalidRequest("secret_id", f"a tenant has at most {SECRETS_MAX} secrets")
             txn.insert(secret)
             return secret
 

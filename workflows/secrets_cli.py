@@ -54,7 +54,7 @@ def set_secret(call: Call, name: str, tenant: str, source: BinaryIO, keep_old: s
     without it. Each line is a secret that is good. It is never an argument, which others could
     read in the process list.
     """
-    keep_old_us = None if keep_old is None else read_value(parse_duration, keep_old)
+    keep_old_us = None if keep_old is None else read_value("--keep-old", parse_duration, keep_old)
     value = source.read(VALUE_BYTES_MAX + 1)
     with call.open(make=True) as store:
         own = _secrets(call, store, tenant)

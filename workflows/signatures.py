@@ -6,6 +6,9 @@
     twilio    X-Twilio-Signature: HMAC-SHA1 of the URL and the sorted parameters, base64
     generic   Standard Webhooks, or what a `Scheme` says
 
+Of Standard Webhooks it is the symmetric signature, `v1`: the asymmetric one, `v1a`, would need a
+public key in place of a secret.
+
 Only what is signed proves anything. GitHub's and Twilio's delivery identifiers are not, so
 that a call is known again by its signed bytes, whichever part of it they are said to be
 (unless a registration accepts repeats: see `Proof.by_delivery`);
@@ -58,18 +61,25 @@ PARAMETERS_MAX: Final = 1000  # of a form
 _KEYS_ALIKE: Final = 4
 _BODY: Final = "body"
 _PLACES = re.compile(r"(\{(?:body|id|timestamp)\})")
-# No dot nor colon: what stands between the parts of a signed text is in none of them.
-_ID = re.compile(r"[A-Za-z0-9_-]{1,255}", re.ASCII)
+_ID = re.compile(r"[!-~]{1,255}")  # what is printed, and no space
+# In a signed text the first such character after an identifier or a time ends it, and is in
+# none of them.
 _PARTING = re.compile(r"[^A-Za-z0-9_-]", re.ASCII)
 _HEADER_NAME: Final = r"^[A-Za-z0-9-]{1,100}$"
 
-_Header = Annotated[str, msgspec.Meta(pattern=_HEADER_NAME)]
-_Tolerance = Annotated[int, msgspec.Meta(ge=1, le=24 * 3600)]  # seconds
+HeaderName = Annotated[str, msgspec.Meta(pattern=_HEADER_NAME)]
+Prefix = Annotated[str, msgspec.Meta(max_length=100)]
+Algorithm = Literal["sha1", "sha256", "sha512"]
+Encoding = Literal["hex", "base64"]
+SignedText = Annotated[str, msgspec.Meta(max_length=200)]
+SecretForm = Literal["text", "base64"]
+Tolerance = Annotated[int, msgspec.Meta(ge=1, le=24 * 3600)]  # seconds
+HeaderNames = Annotated[list[HeaderName], msgspec.Meta(max_length=20)]
 
 
 @final
 class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a `generic` webhook is signed; the defaults are Standard Webhooks.
+    """How a `generic` webhook is signed; STANDARD where nothing is said of it.
 
     `signed` is the text that is signed: "{body}", with "{timestamp}" and "{id}" where the
     headers of both are given, and between them something that is in neither, such as a dot.
@@ -77,26 +87,37 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     them, several; each begins with `prefix`, the others are left out.
     """
 
-    header: _Header = "webhook-signature"
-    prefix: Annotated[str, msgspec.Meta(max_length=100)] = "v1,"
-    algorithm: Literal["sha1", "sha256", "sha512"] = "sha256"
-    encoding: Literal["hex", "base64"] = "base64"
-    signed: Annotated[str, msgspec.Meta(max_length=200)] = "{id}.{timestamp}.{body}"
-    id_header: _Header | None = "webhook-id"
-    timestamp_header: _Header | None = "webhook-timestamp"
+    header: HeaderName
+    prefix: Prefix = ""
+    algorithm: Algorithm = "sha256"
+    encoding: Encoding = "hex"
+    signed: SignedText = "{body}"
+    id_header: HeaderName | None = None
+    timestamp_header: HeaderName | None = None
     # "base64": the secret is `whsec_` and base64, or base64 alone; "text": its own bytes.
-    secret: Literal["text", "base64"] = "base64"
-    tolerance: _Tolerance = TOLERANCE_S
-    headers: Annotated[list[_Header], msgspec.Meta(max_length=20)] = []  # shown in the event
+    secret: SecretForm = "text"
+    tolerance: Tolerance = TOLERANCE_S
+    headers: HeaderNames = []  # shown in the event
     # What the sender calls the delivery, which it does not sign.
-    delivery_header: _Header | None = None
+    delivery_header: HeaderName | None = None
+
+
+STANDARD: Final = Scheme(
+    header="webhook-signature",
+    prefix="v1,",
+    encoding="base64",
+    signed="{id}.{timestamp}.{body}",
+    id_header="webhook-id",
+    timestamp_header="webhook-timestamp",
+    secret="base64",
+)
 
 
 @final
 class Timed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What may be said of `slack` and `stripe`."""
 
-    tolerance: _Tolerance = TOLERANCE_S
+    tolerance: Tolerance = TOLERANCE_S
 
 
 @final
@@ -147,23 +168,19 @@ class Proof:
 def read_scheme(kind: str, config: Mapping[str, Any] | None) -> bytes:
     """What a registration says of its signature, as it is kept; raises InvalidRequest."""
     if kind not in KINDS:
-        raise InvalidRequest(kind, f"kind: {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+        reason = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}, which by itself is Standard Webhooks"
+        raise InvalidRequest("kind", reason)
     given = dict(config or {})
     if kind in (GITHUB, TWILIO):
         if given:
-            raise InvalidRequest(min(given), f"signature: there is nothing to say of {kind}")
+            raise InvalidRequest("signature", f"there is nothing to say of {kind}")
         return b"{}"
-    form = Scheme if kind == GENERIC else Timed
-    if form is Scheme and given:
-        # Who says how it is signed says all of it: nobody wants half of Standard Webhooks.
-        plain = {"prefix": "", "encoding": "hex", "signed": "{body}", "secret": "text"}
-        given = {**plain, "id_header": None, "timestamp_header": None, **given}
-        if "header" not in given:
-            raise InvalidRequest("signature", "signature: header is needed")
+    if kind == GENERIC and not given:
+        return msgspec.json.encode(STANDARD)
     try:
-        scheme = msgspec.convert(given, form)
+        scheme = msgspec.convert(given, Scheme if kind == GENERIC else Timed)
     except msgspec.ValidationError as error:
-        raise InvalidRequest("signature", f"signature: {error}") from None
+        raise InvalidRequest("signature", str(error)) from None
     if isinstance(scheme, Scheme):
         _check(scheme)
     return msgspec.json.encode(scheme)
@@ -173,15 +190,15 @@ def check_repeats(repeats: str, kind: str, signature: bytes) -> None:
     """Raises InvalidRequest where the calls that are signed so cannot be told apart in this
     way, or need not be."""
     if repeats not in (REFUSE, ACCEPT):
-        raise InvalidRequest(repeats, f"repeats: {REFUSE} or {ACCEPT}")
+        raise InvalidRequest("repeats", f"{REFUSE} or {ACCEPT}")
     if repeats == REFUSE or kind in (GITHUB, TWILIO):
         return
     scheme = _scheme(signature) if kind == GENERIC else None
     if scheme is None or scheme.id_header or scheme.timestamp_header:
-        reason = "repeats: an identifier or a time that is signed tells these calls apart"
-        raise InvalidRequest(repeats, reason)
+        reason = "an identifier or a time that is signed tells these calls apart"
+        raise InvalidRequest("repeats", reason)
     if scheme.delivery_header is None:
-        raise InvalidRequest(repeats, "repeats: signature.delivery_header is needed")
+        raise InvalidRequest("repeats", "signature.delivery_header is needed")
 
 
 def _check(scheme: Scheme) -> None:
@@ -190,21 +207,21 @@ def _check(scheme: Scheme) -> None:
     wanted += ["{id}"] if scheme.id_header else []
     wanted += ["{timestamp}"] if scheme.timestamp_header else []
     if sorted(places) != sorted(wanted):
-        raise InvalidRequest(scheme.signed, f"signed: each of {' '.join(wanted)} once")
+        raise InvalidRequest("signature.signed", f"each of {' '.join(wanted)} once")
     if not scheme.signed.endswith("{body}"):
         # Else its end could be taken for an identifier, or for a time.
-        raise InvalidRequest(scheme.signed, "signed: {body} comes last")
+        raise InvalidRequest("signature.signed", "{body} comes last")
     if not all(map(_PARTING.search, _PLACES.split(scheme.signed)[2:-1:2])):
         # Else the same signed text could be cut elsewhere, and so be another call.
         reason = (
-            "signed: between {id}, {timestamp} and {body} comes a character that is no ASCII "
+            "between {id}, {timestamp} and {body} comes a character that is no ASCII "
             "letter or digit, nor _ or -"
         )
-        raise InvalidRequest(scheme.signed, reason)
+        raise InvalidRequest("signature.signed", reason)
     if scheme.id_header and scheme.delivery_header:
-        raise InvalidRequest(scheme.delivery_header, "delivery_header: id_header is signed")
+        raise InvalidRequest("signature.delivery_header", "id_header is signed")
     if not (scheme.prefix.isascii() and scheme.prefix.isprintable() and " " not in scheme.prefix):
-        raise InvalidRequest(scheme.prefix, "prefix: ASCII without spaces")
+        raise InvalidRequest("signature.prefix", "ASCII without spaces")
 
 
 def shown_headers(kind: str, signature: bytes) -> tuple[str, ...]:
@@ -320,17 +337,14 @@ def _github(keys: _Keys, call: Call) -> Proof:
 
 
 # What a webhook of kind `generic` may say, to be read where there is none.
-_ANY_SCHEME: Final = msgspec.json.encode(Scheme())
+_ANY_SCHEME: Final = msgspec.json.encode(STANDARD)
 
 # How Slack signs, said as a registration of kind `generic` would say it.
 _SLACK: Final = Scheme(
     header="x-slack-signature",
     prefix="v0=",
-    encoding="hex",
     signed="v0:{timestamp}:{body}",
-    id_header=None,
     timestamp_header="x-slack-request-timestamp",
-    secret="text",
 )
 
 
@@ -445,7 +459,7 @@ def _signed(
     at_s = None
     if scheme.id_header is not None:
         identifier = call.header(scheme.id_header)
-        if not _ID.fullmatch(identifier):
+        if not _ID.fullmatch(identifier) or _end_of_identifier(scheme.signed) in identifier:
             raise BadSignature
         named["{id}"] = identifier.encode()
     if scheme.timestamp_header is not None:
@@ -463,6 +477,13 @@ def _signed(
         keys.decode()
     keys.match(signed, scheme.algorithm, given)
     return signed, at_s, identifier
+
+
+def _end_of_identifier(signed: str) -> str:
+    """The character that ends it, so that the same text cannot be cut elsewhere."""
+    found = _PARTING.search(signed, signed.index("{id}") + len("{id}"))
+    assert found is not None  # `_check` saw to it
+    return found[0]
 
 
 def _proof(

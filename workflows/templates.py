@@ -31,7 +31,7 @@ from typing import Any, Final, TypeVar, final
 import msgspec
 from jinja2 import Environment, TemplateSyntaxError, nodes
 
-from cas.errors import InvalidWorkflow
+from cas.errors import InvalidTemplate
 
 RENDERED_BYTES_MAX: Final = 16 << 20  # of all that one rendering gives, as JSON
 EXPRESSION_BYTES_MAX: Final = 16 << 10  # of all templates in one text: their trees take far more
@@ -99,7 +99,7 @@ class Rendering:
     def value(self, value: Any) -> Any:
         """`value` with the templates in all its texts filled in, however deep they are.
 
-        Raises InvalidWorkflow with the template and the reason.
+        Raises InvalidTemplate with the template and the reason.
         """
         if isinstance(value, str):
             return self.text(value)
@@ -112,7 +112,7 @@ class Rendering:
     def text(self, text: str) -> Any:
         """The value of a text that is one template; any other text with its templates filled in.
 
-        Raises InvalidWorkflow.
+        Raises InvalidTemplate.
         """
         return self._filled(text, _parsed(text)) if "{{" in text else text
 
@@ -126,7 +126,7 @@ class Rendering:
     def holds(self, condition: str) -> bool:
         """Whether a condition holds, such as `{{total}} > 3 and {{state}} == 'ready'`.
 
-        "" and "false" do not, as do not 0, null and what is empty. Raises InvalidWorkflow.
+        "" and "false" do not, as do not 0, null and what is empty. Raises InvalidTemplate.
         """
         value = self._filled(condition, (_expression(condition),), kept=False)
         return bool(value) and not (isinstance(value, str) and value.strip().lower() == "false")
@@ -145,15 +145,15 @@ class Rendering:
                 for part in parts
             )
         except _Unknown as error:
-            raise InvalidWorkflow(_shown(text), error.words()) from None
+            raise InvalidTemplate(_shown(text), error.words()) from None
         except _TooMuch:
             what = "the templates give or compare more than"
             reason = f"too long: {what} {self._bytes_max} bytes together"
-            raise InvalidWorkflow(_shown(text), reason) from None
+            raise InvalidTemplate(_shown(text), reason) from None
         except (TypeError, ValueError, ArithmeticError, LookupError) as error:
-            raise InvalidWorkflow(_shown(text), f"it has no value: {error}") from None
+            raise InvalidTemplate(_shown(text), f"it has no value: {error}") from None
         except RecursionError:
-            raise InvalidWorkflow(_shown(text), "a template is too deep") from None
+            raise InvalidTemplate(_shown(text), "a template is too deep") from None
 
     def _spend(self, size_bytes: int) -> None:
         self._left -= size_bytes
@@ -164,25 +164,20 @@ class Rendering:
 def render(value: Any, known: Mapping[str, Any]) -> Any:
     """`Rendering.value`, of one value alone.
 
-    Raises InvalidWorkflow with the template and the reason.
+    Raises InvalidTemplate with the template and the reason.
     """
     return Rendering(known).whole(value)
 
 
-def render_text(text: str, known: Mapping[str, Any]) -> Any:
-    """`Rendering.text`, of one text alone. Raises InvalidWorkflow."""
-    return Rendering(known).text(text)
-
-
 def holds(condition: str, known: Mapping[str, Any]) -> bool:
-    """`Rendering.holds`, of one condition alone. Raises InvalidWorkflow."""
+    """`Rendering.holds`, of one condition alone. Raises InvalidTemplate."""
     return Rendering(known).holds(condition)
 
 
 def check(value: Any) -> int:
     """How many bytes of templates are in `value`; looks at no names.
 
-    Raises InvalidWorkflow where one of them cannot be read.
+    Raises InvalidTemplate where one of them cannot be read.
     """
     if isinstance(value, str):
         if "{{" not in value:
@@ -211,7 +206,7 @@ def divided(text: str) -> list[str]:
 
 
 def check_condition(condition: str) -> int:
-    """How many bytes a condition has; raises InvalidWorkflow where it cannot be read."""
+    """How many bytes a condition has; raises InvalidTemplate where it cannot be read."""
     _check(condition, _expression(condition))
     return len(condition.encode(errors="replace"))
 
@@ -248,22 +243,22 @@ def _expression_bytes(text: str) -> int:
 
 def _parts(text: str) -> tuple[str | nodes.Expr, ...]:
     if "\0{" in text:  # where statements and comments begin
-        raise InvalidWorkflow(_shown(text), "not a template: only {{…}} is known")
+        raise InvalidTemplate(_shown(text), "not a template: only {{…}} is known")
     if _expression_bytes(text) > EXPRESSION_BYTES_MAX:
         reason = f"more than {EXPRESSION_BYTES_MAX} bytes of templates in one text"
-        raise InvalidWorkflow(_shown(text), reason)
+        raise InvalidTemplate(_shown(text), reason)
     try:
         template = _GRAMMAR.parse(text)
     except TemplateSyntaxError as error:
-        raise InvalidWorkflow(_shown(text), f"not a template: {error.message}") from None
+        raise InvalidTemplate(_shown(text), f"not a template: {error.message}") from None
     except (ValueError, ArithmeticError, SyntaxError) as error:  # of a literal, as Python reads it
-        raise InvalidWorkflow(_shown(text), f"not a template: {error}") from None
+        raise InvalidTemplate(_shown(text), f"not a template: {error}") from None
     except RecursionError:
-        raise InvalidWorkflow(_shown(text), "a template is too deep") from None
+        raise InvalidTemplate(_shown(text), "a template is too deep") from None
     parts: list[str | nodes.Expr] = []
     for output in template.body:
         if not isinstance(output, nodes.Output):
-            raise InvalidWorkflow(_shown(text), "not a template: only {{…}} is known")
+            raise InvalidTemplate(_shown(text), "not a template: only {{…}} is known")
         parts += (
             node.data if isinstance(node, nodes.TemplateData) else node for node in output.nodes
         )
@@ -285,16 +280,16 @@ def _expression(condition: str) -> nodes.Expr:
                 return piece[0]
             whole = _ONE_TEMPLATE.fullmatch(quoted)
             if whole is None:
-                raise InvalidWorkflow(_shown(condition), "a template stands within a text")
+                raise InvalidTemplate(_shown(condition), "a template stands within a text")
             inside = whole[1]
         return f"({inside})"
 
     if len(condition) > CONDITION_CHARS_MAX:  # before the pattern, which looks ahead at each brace
         reason = f"a condition of more than {CONDITION_CHARS_MAX} characters"
-        raise InvalidWorkflow(_shown(condition), reason)
+        raise InvalidTemplate(_shown(condition), reason)
     parts = _parsed("{{" + _PIECES.sub(bare, condition) + "}}")
     if len(parts) != 1 or isinstance(parts[0], str):
-        raise InvalidWorkflow(_shown(condition), "not a condition")
+        raise InvalidTemplate(_shown(condition), "not a condition")
     return parts[0]
 
 
@@ -312,15 +307,15 @@ def _check(text: str, node: nodes.Node) -> None:
     for each in _all_of(node):
         if isinstance(each, nodes.Filter):
             if each.name not in _FILTERS and each.name != "default":
-                raise InvalidWorkflow(_shown(text), f"there is no filter {each.name!r}")
+                raise InvalidTemplate(_shown(text), f"there is no filter {each.name!r}")
         elif isinstance(each, nodes.Test):
             if each.name not in ("defined", "undefined", "none"):
-                raise InvalidWorkflow(_shown(text), f"there is no test {each.name!r}")
+                raise InvalidTemplate(_shown(text), f"there is no test {each.name!r}")
         elif isinstance(each, nodes.Const):
             _check_literal(text, each.value)
         elif not isinstance(each, _KNOWN):
             kind = type(each).__name__.lower()
-            raise InvalidWorkflow(_shown(text), f"a template has no {kind}")
+            raise InvalidTemplate(_shown(text), f"a template has no {kind}")
 
 
 def _check_literal(text: str, value: Any) -> None:
@@ -330,7 +325,7 @@ def _check_literal(text: str, value: Any) -> None:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             _number(value)
     except (ValueError, ArithmeticError) as error:
-        raise InvalidWorkflow(_shown(text), f"not a template: {error}") from None
+        raise InvalidTemplate(_shown(text), f"not a template: {error}") from None
 
 
 def _all_of(node: nodes.Node) -> Iterator[nodes.Node]:
@@ -443,6 +438,8 @@ class _Walk:
             self.spent(right)
 
     def _tested(self, node: nodes.Test) -> bool:
+        if node.name != "none" and isinstance(node.node, nodes.Name):  # nothing needs to be read
+            return (node.node.name in self._known) is (node.name == "defined")
         try:
             value = self.of(node.node)
         except _Unknown:

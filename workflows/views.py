@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import final
 
+from cas.events import Room
 from cas.keys import Keys
 from cas.links import SignedLinks
 from cas.signing import Signer
@@ -15,7 +16,7 @@ from workflows.events import Events
 from workflows.runs import Runs
 from workflows.secrets import Secrets
 from workflows.watcher import Watcher
-from workflows.webhooks import WebhookCall, Webhooks
+from workflows.webhooks import Reception, WebhookCall, Webhooks
 
 
 @final
@@ -26,7 +27,16 @@ class Workflows:
     def __init__(self, store: Store, keys: Keys) -> None:
         self._store = store
         self._keys = keys
-        self._complaints = Complaints()
+        limits = store.settings.limits
+        self._room = Room(limits.tenant_held_events, limits.tenant_kept_events)
+        self._reception = Reception(
+            store.catalog,
+            keys.secrets,
+            store.settings.events,
+            store.now_us,
+            Complaints(),
+            self._room,
+        )
         self.watcher = Watcher(store.catalog)
         self.links = SignedLinks(Signer(keys.signing), store.about_now_us, store.settings.gateway)
 
@@ -39,7 +49,7 @@ class Workflows:
             tenant_id=tenant_id,
             actor=actor,
             request_id=request_id,
-            held_bytes_max=self._store.settings.limits.tenant_held_events,
+            room=self._room,
         )
 
     def approvals(self, tenant_id: str, actor: str, request_id: str = "") -> Approvals:
@@ -76,16 +86,7 @@ class Workflows:
 
     def webhook_call(self, webhook_id: str, request_id: str = "") -> WebhookCall:
         """The webhook that somebody calls, whose signature is the right; raises NotFound."""
-        return WebhookCall.open(
-            self._store.catalog,
-            self._keys.secrets,
-            self._store.settings.events,
-            webhook_id,
-            request_id,
-            now_us=self._store.now_us,
-            complaints=self._complaints,
-            held_bytes_max=self._store.settings.limits.tenant_held_events,
-        )
+        return self._reception.open(webhook_id, request_id)
 
     def secrets(self, tenant_id: str, actor: str, request_id: str = "") -> Secrets:
         """The secrets of one tenant."""

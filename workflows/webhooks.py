@@ -38,9 +38,17 @@ from cas.errors import (
     SecretSealed,
     TooLarge,
     TooManyHeld,
+    TooManyKept,
     WebhookClosed,
 )
-from cas.events import check_correlation_key, check_event_name, publish, refuse_ended
+from cas.events import (
+    NO_LIMIT,
+    Room,
+    check_correlation_key,
+    check_event_name,
+    publish,
+    refuse_ended,
+)
 from cas.identifiers import new_id
 from cas.listing import Page, newest, own
 from cas.once import OnceKey, once
@@ -112,9 +120,9 @@ class Webhooks:
         Its run need not be known here. So that of another tenant is as good as one that is not
         there: neither is told of, then or by a call (invariant 9).
 
-        Raises InvalidRequest, InvalidName with the field's value and the reason; RunEnded for a
-        run of the tenant's that has ended, which would take no call; KeyReused; NotFound where
-        the key's webhook was removed since.
+        Raises InvalidRequest with the field and the reason; InvalidName; RunEnded for a run of
+        the tenant's that has ended, which would take no call; KeyReused; NotFound where the
+        key's webhook was removed since.
         """
         event_name = _check(wanted)
         signature = signatures.read_scheme(wanted.kind, wanted.signature)
@@ -126,7 +134,7 @@ class Webhooks:
             def insert() -> str:
                 refuse_ended(txn, self._tenant_id, wanted.run)
                 if txn.get(Secret, self._tenant_id, wanted.secret_id) is None:
-                    raise InvalidRequest(wanted.secret_id, "secret_id: there is no such secret")
+                    raise InvalidRequest("secret_id", "there is no such secret")
                 webhook = Webhook(
                     webhook_id=new_id(txn.now_us),
                     tenant_id=self._tenant_id,
@@ -201,64 +209,38 @@ class Webhooks:
 
 
 @final
-class WebhookCall:
-    """What somebody calls who has proved nothing yet: not even that there is such a webhook
-    can be told before that (invariant 9)."""
+@dataclass(frozen=True, slots=True)
+class Reception:
+    """Where calls come in, whichever webhook is called: what it takes to prove one and to make
+    it an event. Safe for threads."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        secret: bytes,
-        settings: EventSettings,
-        webhook: Webhook,
-        webhook_id: str,
-        request_id: str,
-        held_bytes_max: int = 0,
-        *,
-        complaints: Complaints,
-    ) -> None:
-        self._complaints = complaints
-        self._catalog = catalog
-        self._held_bytes_max = held_bytes_max
-        self._secret = secret
-        self._settings = settings
-        self._webhook = webhook
-        self._webhook_id = webhook_id
-        self._request_id = request_id
+    catalog: Catalog
+    ring: tuple[bytes, ...]  # ROOT/keys/secrets
+    settings: EventSettings
+    now_us: Callable[[Snapshot], int]  # catalog time, which judges old secrets (invariant 10)
+    complaints: Complaints
+    room: Room = NO_LIMIT  # for the events of each tenant
 
-    @classmethod
-    def open(
-        cls,
-        catalog: Catalog,
-        ring: tuple[bytes, ...],
-        settings: EventSettings,
-        webhook_id: str,
-        request_id: str = "",
-        *,
-        now_us: Callable[[Snapshot], int],
-        complaints: Complaints,
-        held_bytes_max: int = 0,
-    ) -> WebhookCall:
-        """The call of the webhook with this identifier; `now_us` is catalog time, by which is
-        judged what its secret was before (invariant 10). Where there is none, another one's
+    def open(self, webhook_id: str, request_id: str = "") -> WebhookCall:
+        """The call of the webhook with this identifier. Where there is none, another one's
         secret is opened and compared, which takes as long; `prove` then never succeeds. Nor
         does it where the secret was removed, or no key opens it: who calls has proved nothing,
         and hears nothing else than of a webhook that is not there. `complaints` tell of it.
-        `held_bytes_max`: see `cas.events.publish`.
 
         Raises NotFound where there is no webhook at all.
         """
-        with catalog.read() as snapshot:
+        complaints = self.complaints
+        with self.catalog.read() as snapshot:
             webhook = _nearest(snapshot, webhook_id)
             if webhook is None:
                 raise NotFound("webhook", webhook_id)
             try:
                 secret = secrets.verifying(
                     snapshot,
-                    ring,
+                    self.ring,
                     webhook.tenant_id,
                     webhook.secret_id,
-                    now_us(snapshot),
+                    self.now_us(snapshot),
                     complaints,
                 )
             except NotFound:
@@ -272,29 +254,35 @@ class WebhookCall:
                         webhook_id,
                         webhook.secret_id,
                     )
-        return cls(
-            catalog,
-            secret,
-            settings,
-            webhook,
-            webhook_id,
-            request_id,
-            held_bytes_max,
-            complaints=complaints,
-        )
+        return WebhookCall(self, webhook_id, request_id, webhook, secret)
 
-    def take(self, call: Call) -> Taken:
-        """Make a call that is signed well an event; durable on return.
 
-        Raises what `prove` and `ProvedCall.take` raise.
-        """
-        return self.prove(call).take()
+@final
+class WebhookCall:
+    """What somebody calls who has proved nothing yet: not even that there is such a webhook
+    can be told before that (invariant 9)."""
+
+    def __init__(
+        self,
+        reception: Reception,
+        webhook_id: str,
+        request_id: str,
+        webhook: Webhook,
+        secret: bytes,
+    ) -> None:
+        """`webhook` is the one of `webhook_id`, or another one where there is none."""
+        self._reception = reception
+        self._webhook_id = webhook_id
+        self._request_id = request_id
+        self._webhook = webhook
+        self._secret = secret
 
     def prove(self, call: Call) -> ProvedCall:
         """The call, if its signature is good and it comes from where it may; raises
         BadSignature, also where there is no such webhook, and TooLarge."""
-        if len(call.body) > self._settings.payload_max:
-            raise TooLarge(self._settings.payload_max)
+        limit_bytes = self._reception.settings.payload_max
+        if len(call.body) > limit_bytes:
+            raise TooLarge(limit_bytes)
         webhook = self._webhook
         there = webhook.webhook_id == self._webhook_id
         proof = signatures.prove(webhook.kind, webhook.signature, self._secret, call, may_be=there)
@@ -308,16 +296,7 @@ class WebhookCall:
                 call.address,
             )
             raise BadSignature
-        return ProvedCall(
-            self._catalog,
-            self._settings,
-            webhook,
-            call,
-            proof,
-            self._request_id,
-            self._held_bytes_max,
-            self._complaints,
-        )
+        return ProvedCall(self._reception, self._request_id, webhook, call, proof)
 
 
 def _nearest(snapshot: Snapshot, webhook_id: str) -> Webhook | None:
@@ -332,30 +311,24 @@ class ProvedCall:
 
     def __init__(
         self,
-        catalog: Catalog,
-        settings: EventSettings,
+        reception: Reception,
+        request_id: str,
         webhook: Webhook,
         call: Call,
         proof: Proof,
-        request_id: str,
-        held_bytes_max: int,
-        complaints: Complaints,
     ) -> None:
-        self._complaints = complaints
-        self._catalog = catalog
-        self._held_bytes_max = held_bytes_max
-        self._settings = settings
-        self._call = call
-        self._proof = proof
+        self._reception = reception
         self._request_id = request_id
         self.webhook = webhook
+        self._call = call
+        self._proof = proof
 
     def take(self) -> Taken:
         """Make the call an event, or find the one that it was made before; durable on return.
 
         Raises WebhookClosed when the webhook takes no more, InvalidRequest when the call was
-        signed too long ago or in the future; TooManyHeld, which the log tells of, too: not every
-        sender tries again. Who may read that has a good signature.
+        signed too long ago or in the future; TooManyHeld, TooManyKept, which the log tells of, too:
+        not every sender tries again. Who may read that has a good signature.
         """
         handshake = read_handshake(self._call, self.webhook.kind)
 
@@ -364,14 +337,17 @@ class ProvedCall:
 
         actor = f"webhook:{self.webhook.webhook_id}"
         try:
-            return self._catalog.write(change, actor=actor, request_id=self._request_id)
-        except TooManyHeld:
+            return self._reception.catalog.write(change, actor=actor, request_id=self._request_id)
+        except (TooManyHeld, TooManyKept) as error:
+            which = "held" if isinstance(error, TooManyHeld) else "kept"
             # Without the numbers: it is one complaint, however much each call has.
-            self._complaints.make(
-                "webhook %s of %s: its calls are refused, since the tenant has as many held "
-                "events as [limits] tenant_held_events allows",
+            self._reception.complaints.make(
+                "webhook %s of %s: its calls are refused, since the tenant has as many %s "
+                "events as [limits] tenant_%s_events allows",
                 self.webhook.webhook_id,
                 self.webhook.tenant_id,
+                which,
+                which,
             )
             raise
 
@@ -408,9 +384,9 @@ class ProvedCall:
                 self._payload(txn.now_us),
                 webhook.correlation_key,
                 run="" if webhook.workflow_run_id == DIRECT_RUN else webhook.workflow_run_id,
-                open_us=self._settings.keep,
+                open_us=self._reception.settings.keep,
                 once=True,
-                held_bytes_max=self._held_bytes_max,
+                room=self._reception.room,
             )
             taken = msgspec.structs.replace(
                 webhook, consumed_at=txn.now_us, calls=webhook.calls + 1
@@ -438,7 +414,7 @@ class ProvedCall:
             return
         if abs(ago_s) > proof.tolerance_s:
             reason = f"the call was signed {abs(ago_s)} s from now, more than {proof.tolerance_s} s"
-            raise InvalidRequest(proof.at_s, reason)
+            raise InvalidRequest("timestamp", reason)
 
     def _remembered_us(self, now_us: int) -> int:
         """For how long it must be known that this call came: where its time is part of what it
@@ -485,7 +461,7 @@ class ProvedCall:
         more in its event than four thirds of `payload_max`."""
         form, body = readable(self._call, self.webhook.kind)
         shown = msgspec.json.encode(body)
-        if len(shown) > _base64_bytes(self._settings.payload_max):
+        if len(shown) > _base64_bytes(self._reception.settings.payload_max):
             form, shown = "base64", msgspec.json.encode(b64encode(self._call.body).decode())
         return form, msgspec.Raw(shown)
 
@@ -514,15 +490,15 @@ def _may_come(webhook: Webhook, address: Address | None) -> bool:
     return address is not None and any(address in network for network in networks)
 
 
-def address_of(base: str, webhook: Webhook) -> str:
+def address_of(base: str, webhook_id: str) -> str:
     """Where to send the calls, under a `base` without a slash at its end."""
-    return f"{base}/api/v1/webhooks/{webhook.webhook_id}"
+    return f"{base}/api/v1/webhooks/{webhook_id}"
 
 
 def _check(wanted: WebhookRequest) -> str:
     """Raises InvalidRequest, InvalidName; returns the name of its events."""
     if not 1 <= len(wanted.name) <= _NAME_CHARS_MAX or not wanted.name.isprintable():
-        raise InvalidRequest("name", f"name: 1 to {_NAME_CHARS_MAX} printable characters")
+        raise InvalidRequest("name", f"1 to {_NAME_CHARS_MAX} printable characters")
     check_segment(wanted.run, "run")
     check_segment(wanted.secret_id, "secret")
     event_name = wanted.event_name or f"webhook_{wanted.name}"
@@ -530,9 +506,9 @@ def _check(wanted: WebhookRequest) -> str:
     check_correlation_key(wanted.correlation_key)
     term_s = wanted.expires_in_s
     if term_s is not None and not 1 <= term_s <= EXPIRES_IN_S_MAX:
-        raise InvalidRequest(term_s, f"expires_in is 1 to {EXPIRES_IN_S_MAX} seconds")
+        raise InvalidRequest("expires_in", f"1 to {EXPIRES_IN_S_MAX} seconds")
     if len(wanted.allowed_networks) > NETWORKS_MAX:
-        raise InvalidRequest("allowed_networks", f"allowed_networks has at most {NETWORKS_MAX}")
+        raise InvalidRequest("allowed_networks", f"at most {NETWORKS_MAX}")
     return event_name
 
 
@@ -540,4 +516,4 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     try:
         return ipaddress.ip_network(text)
     except ValueError as error:
-        raise InvalidRequest(text, f"allowed_networks: {error}") from None
+        raise InvalidRequest("allowed_networks", str(error)) from None

@@ -54,9 +54,11 @@ class Snapshot(Protocol):
         after: Key = (),
         before: Key = (),
         limit: int = 100,
+        bytes_max: int | None = None,
         reverse: bool = False,
     ) -> list[R]:
-        """Up to `limit` records in the order of `index`, or of the primary key for "".
+        """Up to `limit` records in the order of `index`, or of the primary key for "". With
+        `bytes_max` no more than come to so many bytes as they are kept, but for the first one.
 
         `prefix` fixes the first fields; `after` and `before` (both exclusive, continuing
         the prefix) bound what follows. An `after` that names fewer fields than the index

@@ -42,7 +42,7 @@ class LmdbSnapshot:
         primary = self._txn.get(entry.prefix + pack(values))
         if primary is None:
             return None
-        record = self._led_to(layout, primary)
+        record = layout.read(self._led_to(layout, primary))
         if entry.values(record) != values:
             # Also where two values over 128 bytes met in one key: refused, never mixed up.
             raise IndexDamaged(f"{kind.schema.table}.{unique} leads to another record")
@@ -57,6 +57,7 @@ class LmdbSnapshot:
         after: Key = (),
         before: Key = (),
         limit: int = 100,
+        bytes_max: int | None = None,
         reverse: bool = False,
     ) -> list[R]:
         layout = LAYOUTS[kind]
@@ -65,16 +66,18 @@ class LmdbSnapshot:
         low = head + (pack(after) + _END if after else b"")
         high = head + (pack(before) if before else _END)
         found: list[R] = []
+        size_bytes = 0
         with self._txn.cursor() as cursor:
             for key, value in _walk(cursor, low, high, reverse):
                 if len(found) >= limit:
                     break
-                if entry is None:
-                    record = layout.read(unsealed(value, key))
-                else:
-                    record = self._led_to(layout, value)
-                    if entry.key(record) != key:
-                        raise IndexDamaged(f"{kind.schema.table}.{index} leads to another record")
+                raw = unsealed(value, key) if entry is None else self._led_to(layout, value)
+                size_bytes += len(raw)
+                if bytes_max is not None and size_bytes > bytes_max and found:
+                    break
+                record = layout.read(raw)
+                if entry is not None and entry.key(record) != key:
+                    raise IndexDamaged(f"{kind.schema.table}.{index} leads to another record")
                 found.append(cast(R, record))
         return found
 
@@ -116,11 +119,12 @@ class LmdbSnapshot:
         value = self._txn.get(full)
         return None if value is None else unsealed(value, full)
 
-    def _led_to(self, layout: Layout, primary: bytes) -> Record:
+    def _led_to(self, layout: Layout, primary: bytes) -> bytes:
+        """The bytes of the record that an entry leads to."""
         raw = self._raw(layout, primary)
         if raw is None:
             raise IndexDamaged(f"an entry of {layout.kind.schema.table} leads to no record")
-        return layout.read(raw)
+        return raw
 
 
 def _walk(

@@ -98,11 +98,19 @@ class LmdbTransaction(LmdbSnapshot):
         after: Key = (),
         before: Key = (),
         limit: int = 100,
+        bytes_max: int | None = None,
         reverse: bool = False,
     ) -> list[R]:
         self._settle(LAYOUTS[kind])
         return super().range(
-            kind, index, prefix, after=after, before=before, limit=limit, reverse=reverse
+            kind,
+            index,
+            prefix,
+            after=after,
+            before=before,
+            limit=limit,
+            bytes_max=bytes_max,
+            reverse=reverse,
         )
 
     def insert(self, record: Record) -> None:

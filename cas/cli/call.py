@@ -282,12 +282,12 @@ def pages(
             return
 
 
-def read_value(parse: Callable[[str], int], text: str) -> int:
-    """An option's text as a duration or size; raises InvalidRequest with the reason."""
+def read_value(option: str, parse: Callable[[str], int], text: str) -> int:
+    """An option's text as a duration, a size or a time; raises InvalidRequest with its name."""
     try:
         return parse(text)
     except ValueError as error:
-        raise InvalidRequest(text, str(error)) from None
+        raise InvalidRequest(option, f"{text!r}: {error}") from None
 
 
 def _printable(text: str) -> str:

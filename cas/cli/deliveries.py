@@ -47,7 +47,8 @@ def delivery_form(delivery: Delivery) -> JSON:
 def deliveries(
     ctx: click.Context, tenant: str, status: str | None, limit: int, cursor: str | None
 ) -> None:
-    """List what was sent or is to be sent, newest first: the callbacks of uploads."""
+    """List what was sent or is to be sent, newest first: the callbacks of uploads, and the mails
+    of approvals."""
     if ctx.invoked_subcommand is not None:
         return
     call = ctx.ensure_object(Call)

@@ -26,7 +26,10 @@ EXITS: tuple[tuple[type[BaseException], int, str], ...] = (
     (errors.StoreFull, 6, "no space left"),
     (errors.QuotaExceeded, 6, "no more of the tenant's quota"),
     (errors.TooManyRuns, 6, "no more of the tenant's quota"),
+    (errors.TooManyApprovals, 6, "no more of the tenant's quota"),
+    (errors.TooManyMails, 6, "no more of the tenant's quota"),
     (errors.TooManyHeld, 6, "no more of the tenant's quota"),
+    (errors.TooManyKept, 6, "no more of the tenant's quota"),
     (errors.BlobUnavailable, 7, "the bytes are missing or damaged"),
     (errors.CopyUnconfirmed, 14, "stored here, the copy at the bucket not confirmed: ask again"),
     (errors.Damaged, 9, "the journal or the index is damaged"),
@@ -47,7 +50,8 @@ EXITS: tuple[tuple[type[BaseException], int, str], ...] = (
 
 @final
 class WrongFound(click.exceptions.Exit):
-    """A check did its work and found something wrong; the answer says what."""
+    """A check did its work and found something wrong, or a workflow that was followed did not
+    complete; the answer says what."""
 
     def __init__(self) -> None:
         super().__init__(FOUND_WRONG)
@@ -65,7 +69,10 @@ def exit_table() -> str:
         texts = meanings.setdefault(code, [])
         if meaning not in texts:
             texts.append(meaning)
-    meanings[FOUND_WRONG] = ["a check (doctor, scrub, journal verify) found something wrong"]
+    meanings[FOUND_WRONG] = [
+        "a check (doctor, scrub, journal verify) found something wrong",
+        "a workflow that was followed (run, resume) failed or was cancelled",
+    ]
     meanings[INTERRUPTED] = ["interrupted"]
     meanings[BROKEN_PIPE] = ["whoever read the answer went away"]
     lines = [f"{code:>5}  {'; '.join(texts)}" for code, texts in sorted(meanings.items())]

@@ -152,8 +152,10 @@ def scrub(call: Call, dry_run: bool, time_limit: str | None, rate: str | None) -
     Removes orphans and what crashes left behind once they are older than the grace, and
     audits the reference counts. With --dry-run all is checked and nothing changed.
     """
-    limit_s = None if time_limit is None else read_value(parse_duration, time_limit) / 1e6
-    bytes_per_s = 0 if rate is None else read_value(parse_size, rate)
+    limit_s = (
+        None if time_limit is None else read_value("--time-limit", parse_duration, time_limit) / 1e6
+    )
+    bytes_per_s = 0 if rate is None else read_value("--rate", parse_size, rate)
     with call.open() as store, call.progress("scrub") as bar:
         run = Scrub(store, bytes_per_s=bytes_per_s, dry_run=dry_run, progress=bar.at)
         deadline = None if limit_s is None else time.monotonic() + limit_s

@@ -48,13 +48,13 @@ def request_upload(
     wanted = UploadRequest(
         name=name,
         allowed_types=list(types),
-        max_size_bytes=read_value(parse_size, max_size),
+        max_size_bytes=read_value("--max-size", parse_size, max_size),
         max_files=max_files,
         prompt=prompt,
         retention=None if retention is None else parse_retention(retention),
         expires_in_s=None
         if expires_in is None
-        else read_value(parse_duration, expires_in) // SECOND_US,
+        else read_value("--expires-in", parse_duration, expires_in) // SECOND_US,
         callback_url=callback_url,
         redirect_url=redirect_url,
         run=run,

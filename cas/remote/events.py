@@ -40,7 +40,7 @@ class RemoteEvents:
         answer is asked for again, and makes no second event.
 
         Raises NoWaitingWorkflow, TooManyHeld where it is to be held and there is no room,
-        InvalidRequest, TooLarge, KeyReused, AccessDenied.
+        TooManyKept where there is none for any, InvalidRequest, TooLarge, KeyReused, AccessDenied.
         """
         asked: JSON = {"event_name": event_name, "payload": payload}
         if correlation_key is not None:
@@ -66,7 +66,7 @@ class RemoteEvents:
         is found again, and the same event, by a process that takes over. Another `run` than
         "direct" needs the permission manage_workflows.
 
-        Raises SubscriptionTaken, InvalidRequest, AccessDenied, ServerUnreachable.
+        Raises SubscriptionTaken, TooManyKept, InvalidRequest, AccessDenied, ServerUnreachable.
         """
         ends_at = None if timeout_s is None else time.monotonic() + timeout_s
         params: dict[str, str | int | None] = {

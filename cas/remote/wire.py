@@ -47,7 +47,7 @@ class Wire:
     ) -> None:
         parts = urlsplit(server)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidRequest(server, "server: a URL such as https://files.example.org")
+            raise InvalidRequest("server", "a URL such as https://files.example.org")
         self.server = server.rstrip("/")
         self._patience_s = patience_s
         self._sleep = sleep
@@ -189,7 +189,15 @@ def raise_problem(answer: httpx.Response) -> None:
 
 # Answers of 503 and 429 that another try, soon, would not change.
 _LASTING: Final = frozenset(
-    {"blob_unavailable", "secret_unavailable", "too_many_held", "too_many_runs"}
+    {
+        "blob_unavailable",
+        "secret_unavailable",
+        "too_many_approvals",
+        "too_many_held",
+        "too_many_kept",
+        "too_many_mails",
+        "too_many_runs",
+    }
 )
 
 _ERRORS: Final[Mapping[str, Callable[[JSON, str], BlobcaskError]]] = {
@@ -198,7 +206,13 @@ _ERRORS: Final[Mapping[str, Callable[[JSON, str], BlobcaskError]]] = {
     "invalid_reference": lambda form, text: errors.InvalidReference("reference", text),
     "invalid_name": lambda form, text: errors.InvalidName("name", text),
     "invalid_retention": lambda form, text: errors.InvalidRetention("policy", text),
-    "invalid_request": lambda form, text: InvalidRequest("request", text),
+    "invalid_request": lambda form, text: InvalidRequest(
+        str(form.get("field", "request")), str(form.get("reason", text))
+    ),
+    "invalid_workflow": lambda form, text: errors.InvalidWorkflow(form["value"], form["reason"]),
+    "operator_unsupported": lambda form, text: errors.OperatorUnsupported(
+        form["value"], form["operator"]
+    ),
     "unauthorized": lambda form, text: errors.AccessDenied(text),
     "permission_missing": lambda form, text: errors.AccessDenied(text),
     "not_found": lambda form, text: errors.NotFound("such thing", "at this server"),
@@ -235,7 +249,14 @@ _ERRORS: Final[Mapping[str, Callable[[JSON, str], BlobcaskError]]] = {
         else errors.LinkQuotaExceeded("space", 0, 0, 0)
     ),
     "too_many_runs": lambda form, text: errors.TooManyRuns(form["limit"], form["open"]),
+    "too_many_approvals": lambda form, text: errors.TooManyApprovals(
+        form["limit"], form["remembered"]
+    ),
+    "too_many_mails": lambda form, text: errors.TooManyMails(
+        form["limit"], form["waiting"], form["needed"]
+    ),
     "too_many_held": lambda form, text: errors.TooManyHeld(form["limit_bytes"], 0, 0),
+    "too_many_kept": lambda form, text: errors.TooManyKept(form["limit_bytes"], 0, 0),
     "store_full": lambda form, text: errors.StoreFull(
         form["free_bytes"], form["needed_bytes"], Path("the server")
     ),

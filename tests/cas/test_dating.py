@@ -36,7 +36,7 @@ from cas.sweep import Swept, execute_sweep, plan_sweep
 from cas.uploads import UploadRequest
 from cas.vitals import vitals_of
 from tests.audit import audit
-from tests.clocks import START_US, HandClock
+from tests.clocks import KEEP_US, START_US, HandClock
 from tests.conftest import CHECKOUT
 
 SETTINGS = Settings(store=StoreSettings(grace=Duration(DAY_US), min_free=Size(0)))
@@ -63,7 +63,9 @@ def put(files: Files, data: bytes, retention: str) -> StoredFile:
 
 def sweep(store: Store) -> Swept:
     with store.catalog.read() as snapshot:
-        plan = plan_sweep(snapshot, store.now_us(snapshot), partial_files=store.partial_files)
+        plan = plan_sweep(
+            snapshot, store.now_us(snapshot), partial_files=store.partial_files, keep_us=KEEP_US
+        )
     return execute_sweep(store.catalog, plan, partial_files=store.partial_files)
 
 

@@ -29,7 +29,7 @@ from cas.deliveries import (
     waiting_tenant,
 )
 from cas.errors import FilesRefused, InvalidRequest, NotFound
-from cas.records import DONE, FAILED, WAITING, Delivery, DeliveryPayload
+from cas.records import CALLBACK, DONE, FAILED, MAIL, WAITING, Delivery, DeliveryPayload
 from cas.store import Store
 from cas.uploads import UploadRequest
 from tests.clocks import HandClock
@@ -304,16 +304,17 @@ def test_each_tenant_that_waits_is_found_whatever_else_there_is(
     attempted(store, busy[0], BROKEN)
     with store.catalog.read() as snapshot:
         now_us = store.now_us(snapshot)
-        assert waiting_tenant(snapshot) == "busy"
-        assert waiting_tenant(snapshot, "busy") == "later"
-        assert waiting_tenant(snapshot, "later") is None
-        ready = {each.delivery_id for each in due_of(snapshot, "busy", now_us, 10)}
+        assert waiting_tenant(snapshot, CALLBACK) == "busy"
+        assert waiting_tenant(snapshot, CALLBACK, "busy") == "later"
+        assert waiting_tenant(snapshot, CALLBACK, "later") is None
+        assert waiting_tenant(snapshot, MAIL) is None
+        ready = {each.delivery_id for each in due_of(snapshot, CALLBACK, "busy", now_us, 10)}
         assert ready == {each.delivery_id for each in busy[1:]}
-        assert len(due_of(snapshot, "busy", now_us, 3)) == 3
-        assert due_of(snapshot, "later", now_us, 10) == []
-        assert [each.delivery_id for each in due_of(snapshot, "busy", now_us + HOUR_US, 10)][
-            -1
-        ] == busy[0].delivery_id
+        assert len(due_of(snapshot, CALLBACK, "busy", now_us, 3)) == 3
+        assert due_of(snapshot, CALLBACK, "later", now_us, 10) == []
+        assert due_of(snapshot, MAIL, "busy", now_us, 10) == []
+        last = due_of(snapshot, CALLBACK, "busy", now_us + HOUR_US, 10)[-1]
+        assert last.delivery_id == busy[0].delivery_id
         failed = failed_deliveries(snapshot, 10)
         assert [each.delivery_id for each in failed] == [gone.delivery_id]
 

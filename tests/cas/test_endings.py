@@ -37,7 +37,7 @@ from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
 from cas.uploads import UploadRequest
 from tests.audit import audit
-from tests.clocks import START_US, HandClock
+from tests.clocks import KEEP_US, START_US, HandClock
 
 RUN = "run-1"
 ACTOR = "ending"
@@ -91,14 +91,14 @@ def ended(store: Store, status: str = CANCELLED) -> Run:
         run = txn.get(Run, RUN)
         assert run is not None
         over = msgspec.structs.replace(run, status=status, open=None, ended_at=txn.now_us)
-        return end(txn, over)
+        return end(txn, over, keep_us=KEEP_US)
 
     return store.catalog.write(change, actor=ACTOR)
 
 
 def ended_whole(store: Store, status: str = CANCELLED) -> None:
     ended(store, status)
-    let_go(store.catalog, RUN, ACTOR)
+    let_go(store.catalog, RUN, ACTOR, keep_us=KEEP_US)
 
 
 def of_run(store: Store, kind: type[Any]) -> list[Any]:
@@ -126,7 +126,7 @@ def test_a_run_with_little_ends_in_one_transaction(store: Store) -> None:
     waits(store, 100)
     before = seq(store)
     assert ended(store).ending is None
-    let_go(store.catalog, RUN, ACTOR)
+    let_go(store.catalog, RUN, ACTOR, keep_us=KEEP_US)
     assert portions(store, before) == [200]
     assert of_run(store, Subscription) == []
     assert {(step.status, step.ended_at) for step in of_run(store, Step)} == {(CANCELLED, START_US)}
@@ -136,7 +136,7 @@ def test_a_run_with_much_ends_in_portions(store: Store) -> None:
     waits(store, 1700)
     before = seq(store)
     assert ended(store).ending is not None
-    let_go(store.catalog, RUN, ACTOR)
+    let_go(store.catalog, RUN, ACTOR, keep_us=KEEP_US)
     changed = portions(store, before)
     assert (sum(changed), max(changed) <= PORTION, len(changed)) == (3400, True, 7)
     assert of_run(store, Subscription) == []
@@ -144,7 +144,7 @@ def test_a_run_with_much_ends_in_portions(store: Store) -> None:
     with store.catalog.read() as snapshot:
         assert snapshot.range(Run, "ending") == []
     again = seq(store)
-    let_go(store.catalog, RUN, ACTOR)
+    let_go(store.catalog, RUN, ACTOR, keep_us=KEEP_US)
     assert seq(store) == again, "there is nothing left to write"
 
 
@@ -157,11 +157,11 @@ def test_what_is_looked_at_in_vain_counts_as_well(
         store.catalog.write(
             lambda txn, given=given: (  # type: ignore[misc]
                 publish(txn, "acme", given.event_name, b"1"),
-                claim(txn, txn.get(Subscription, given.subscription_id) or given),
+                claim(txn, txn.get(Subscription, given.subscription_id) or given, keep_us=KEEP_US),
             )
         )
     assert ended(store).ending is not None
-    let_go(store.catalog, RUN, ACTOR)
+    let_go(store.catalog, RUN, ACTOR, keep_us=KEEP_US)
     with store.catalog.read() as snapshot:
         assert snapshot.range(Run, "ending") == []
     assert len(of_run(store, Subscription)) == PORTION + 1, "they were claimed"
@@ -169,7 +169,7 @@ def test_what_is_looked_at_in_vain_counts_as_well(
 
 def test_a_run_that_is_open_is_let_be(store: Store) -> None:
     waits(store, 3)
-    let_go(store.catalog, RUN, ACTOR)
+    let_go(store.catalog, RUN, ACTOR, keep_us=KEEP_US)
     assert len(of_run(store, Subscription)) == 3
 
 
@@ -212,7 +212,7 @@ def test_links_approvals_and_webhooks_end_first(store: Store, clock: HandClock) 
     webhooks = of_run(store, Webhook)
     assert {webhook.expires_at for webhook in webhooks} == {START_US + DAY_US // 2}
     clock.advance(DAY_US // 2)
-    let_go(store.catalog, RUN, ACTOR)
+    let_go(store.catalog, RUN, ACTOR, keep_us=KEEP_US)
     assert of_run(store, Webhook) == webhooks, "they were over"
 
 
@@ -233,7 +233,7 @@ def test_they_end_first_however_much_the_steps_have_done(store: Store, keys: int
     assert [upload.status for upload in of_run(store, PendingUpload)] == [
         PENDING if far else CANCELLED
     ]
-    let_go(store.catalog, RUN, ACTOR)
+    let_go(store.catalog, RUN, ACTOR, keep_us=KEEP_US)
     assert [upload.status for upload in of_run(store, PendingUpload)] == [CANCELLED]
 
 
@@ -266,7 +266,7 @@ def test_a_run_that_ends_leaves_no_wait_behind(store: Store) -> None:
 
     def told(txn: Transaction) -> None:
         publish(txn, "acme", "told", b"1")
-        claim(txn, txn.get(Subscription, kept.subscription_id) or kept)
+        claim(txn, txn.get(Subscription, kept.subscription_id) or kept, keep_us=KEEP_US)
 
     store.catalog.write(told)
     for number in range(210):
@@ -293,9 +293,11 @@ def test_a_wait_that_an_ended_run_left_gets_no_event(
     left, client = wait(store, "a"), wait(store, "waiter:me", "asked")
     ended(store)
     with pytest.raises(NoWaitingWorkflow):
-        store.catalog.write(lambda txn: post(txn, "acme", "paid", b"1", None))
+        store.catalog.write(lambda txn: post(txn, "acme", "paid", b"1", None, keep_us=KEEP_US))
     assert store.catalog.write(lambda txn: publish(txn, "acme", "asked", b"1"))[1] == 1
-    store.catalog.write(lambda txn: post(txn, "acme", "paid", b"1", None, hold_us=DAY_US))
+    store.catalog.write(
+        lambda txn: post(txn, "acme", "paid", b"1", None, hold_us=DAY_US, keep_us=KEEP_US)
+    )
     later = wait(store, "a", run="run-2")
     assert later.event_id is not None, "it was held for the next one"
     found, asked = now(store, left), now(store, client)
@@ -304,7 +306,7 @@ def test_a_wait_that_an_ended_run_left_gets_no_event(
     assert asked is not None
     assert asked.event_id is not None, "a client's wait is its own"
     monkeypatch.undo()
-    let_go(store.catalog, RUN, ACTOR)
+    let_go(store.catalog, RUN, ACTOR, keep_us=KEEP_US)
     assert now(store, left) is None
 
 
@@ -315,7 +317,7 @@ def test_a_wait_that_an_ended_run_left_blocks_no_key(
     wait(store, "a", "paid", "order-7")
     given = wait(store, "b", "paid", "order-8")
     event, _ = store.catalog.write(
-        lambda txn: post(txn, "acme", "paid", b"1", "order-8", hold_us=DAY_US)
+        lambda txn: post(txn, "acme", "paid", b"1", "order-8", hold_us=DAY_US, keep_us=KEEP_US)
     )
     ended(store)
     assert is_waiting(wait(store, "a", "paid", "order-7", run="run-2"))
@@ -323,14 +325,16 @@ def test_a_wait_that_an_ended_run_left_blocks_no_key(
     assert wait(store, "b", "paid", "order-8", run="run-2").event_id == event.event_id
     assert now(store, given) is None
     monkeypatch.undo()
-    let_go(store.catalog, RUN, ACTOR)
+    let_go(store.catalog, RUN, ACTOR, keep_us=KEEP_US)
 
 
 def test_what_was_held_for_an_ended_run_never_goes_to_what_it_left(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = wait(store, "first")
-    store.catalog.write(lambda txn: post(txn, "acme", "paid", b"1", None, hold_us=DAY_US))
+    store.catalog.write(
+        lambda txn: post(txn, "acme", "paid", b"1", None, hold_us=DAY_US, keep_us=KEEP_US)
+    )
     left = wait(store, "second")
     other = wait(store, "a", run="run-2")
     monkeypatch.setattr("cas.endings.PORTION", 0)
@@ -338,7 +342,7 @@ def test_what_was_held_for_an_ended_run_never_goes_to_what_it_left(
     monkeypatch.undo()
     found = now(store, given)
     assert found is not None
-    let_go(store.catalog, RUN, ACTOR)
+    let_go(store.catalog, RUN, ACTOR, keep_us=KEEP_US)
     assert (now(store, given), now(store, left)) == (None, None)
     taken = now(store, other)
     assert taken is not None
@@ -354,7 +358,7 @@ def test_the_sweep_goes_on_with_an_end_that_was_broken_off(store: Store) -> None
 
     def plan() -> Any:
         with store.catalog.read() as snapshot:
-            return plan_sweep(snapshot, store.now_us(snapshot))
+            return plan_sweep(snapshot, store.now_us(snapshot), keep_us=KEEP_US)
 
     made = plan()
     assert made.workflows.ending_ids == [RUN]

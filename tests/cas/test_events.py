@@ -25,11 +25,12 @@ from cas.errors import (
     RunEnded,
     SubscriptionTaken,
     TooManyHeld,
+    TooManyKept,
     TooManyWaiters,
 )
 from cas.events import (
     IN_VAIN_US,
-    REMEMBERED_US,
+    Room,
     append_event,
     check_correlation_key,
     check_event_name,
@@ -43,12 +44,12 @@ from cas.events import (
     subscription_id,
     topic,
 )
-from cas.records import CANCELLED, EVENT_BYTES, RUNNING, Event, Mark, Run, Subscription
+from cas.records import CANCELLED, EVENT_BYTES, RUNNING, WAIT_BYTES, Event, Mark, Run, Subscription
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
-from cas.totals import held_bytes, held_of
+from cas.totals import held_bytes, held_of, kept_of
 from tests.audit import audit
-from tests.clocks import START_US, HandClock
+from tests.clocks import KEEP_US, START_US, HandClock
 
 
 @pytest.fixture
@@ -59,9 +60,14 @@ def store(memory: Path, clock: HandClock) -> Iterator[Store]:
         audit(store)
 
 
+def all_events(store: Store, name: str = "paid") -> list[Event]:
+    return events(store, name=name)
+
+
 def events(store: Store, tenant: str = "acme", name: str = "it happened") -> list[Event]:
     with store.catalog.read() as snapshot:
-        return snapshot.range(Event, "name", (tenant, name))
+        found = snapshot.range(Event, "")
+    return [event for event in found if (event.tenant_id, event.event_name) == (tenant, name)]
 
 
 def wait(
@@ -82,20 +88,24 @@ def wait(
 
 def happens(store: Store, name: str = "paid", key: str | None = None, *, run: str = "") -> Event:
     """An event of the store itself."""
-    return store.catalog.write(lambda txn: append_event(txn, "acme", name, {"n": 1}, key, run=run))
+    return store.catalog.write(
+        lambda txn: append_event(txn, "acme", name, {"n": 1}, key, run=run, keep_us=KEEP_US)
+    )
 
 
 def posted(
     store: Store, name: str = "paid", key: str | None = None, hold_us: int | None = None
 ) -> tuple[Event, int]:
-    return store.catalog.write(lambda txn: post(txn, "acme", name, b"1", key, hold_us=hold_us))
+    return store.catalog.write(
+        lambda txn: post(txn, "acme", name, b"1", key, hold_us=hold_us, keep_us=KEEP_US)
+    )
 
 
 def claimed(store: Store, wait: Subscription) -> Subscription:
     def change(txn: Transaction) -> Subscription:
         found = txn.get(Subscription, wait.subscription_id)
         assert found is not None
-        return claim(txn, found)
+        return claim(txn, found, keep_us=KEEP_US)
 
     return store.catalog.write(change)
 
@@ -119,16 +129,16 @@ def test_an_event_is_found_by_tenant_and_name_in_order(store: Store, clock: Hand
         clock.advance(1000)
         store.catalog.write(
             lambda txn, number=number: append_event(  # type: ignore[misc]
-                txn, "acme", "it happened", {"number": number, "name": "ä"}, "key"
+                txn, "acme", "it happened", {"number": number, "name": "ä"}, "key", keep_us=KEEP_US
             )
         )
-    store.catalog.write(lambda txn: append_event(txn, "other", "it happened", {}))
+    store.catalog.write(lambda txn: append_event(txn, "other", "it happened", {}, keep_us=KEEP_US))
     found = events(store)
     assert [json.loads(event.payload)["number"] for event in found] == [0, 1, 2]
     assert json.loads(found[0].payload)["name"] == "ä"
     assert found[0].created_at == START_US + 1000
     assert found[0].correlation_key == "key"
-    assert found[0].expires_at == START_US + 1000 + REMEMBERED_US
+    assert found[0].expires_at == START_US + 1000 + KEEP_US
     assert len(events(store, "other")) == 1
     assert events(store, "acme", "it") == []
 
@@ -136,7 +146,7 @@ def test_an_event_is_found_by_tenant_and_name_in_order(store: Store, clock: Hand
 def test_an_event_goes_with_its_change(store: Store) -> None:
     def change(txn: Transaction) -> None:
         txn.insert(Mark("changed", "yes"))
-        append_event(txn, "acme", "it happened", {})
+        append_event(txn, "acme", "it happened", {}, keep_us=KEEP_US)
         raise ZeroDivisionError
 
     waiting = wait(store, "a", "it happened")
@@ -333,7 +343,7 @@ def test_what_speaks_of_a_run_is_there_for_as_long_as_the_run(
     event = happens(store, run="run-1")
     happens(store, "approval_b", run="run-1")
     happens(store, "all")
-    clock.advance(2 * REMEMBERED_US)
+    clock.advance(2 * KEEP_US)
     assert wait(store, "a").event_id == event.event_id
     assert is_waiting(wait(store, "all", "all"))
     store.catalog.write(lambda txn: txn.replace(run(None)))
@@ -532,7 +542,7 @@ def test_a_client_that_waited_in_vain_is_soon_forgotten(store: Store, clock: Han
     clock.advance(HOUR_US)
     now_us = START_US + HOUR_US
     assert claimed(store, client).forget_at == now_us + IN_VAIN_US
-    assert claimed(store, step).forget_at == now_us + REMEMBERED_US
+    assert claimed(store, step).forget_at == now_us + KEEP_US
     assert now(store, client).seq is None
 
 
@@ -619,13 +629,13 @@ NAMELESS = "waiter:/poll-1"  # no client can call itself so
 
 
 def left(store: Store, wait: Subscription) -> Subscription | None:
-    return store.catalog.write(lambda txn: leave(txn, now(store, wait)))
+    return store.catalog.write(lambda txn: leave(txn, now(store, wait), keep_us=KEEP_US))
 
 
 def swept(store: Store) -> int:
     """How many waits were forgotten."""
     with store.catalog.read() as snapshot:
-        plan = plan_sweep(snapshot, store.now_us(snapshot))
+        plan = plan_sweep(snapshot, store.now_us(snapshot), keep_us=KEEP_US)
     return execute_sweep(store.catalog, plan).workflows.waits
 
 
@@ -665,7 +675,7 @@ def test_what_a_nameless_wait_has_claimed_is_forgotten_in_minutes_too(
     posted(store)
     assert (claimed(store, gone).forget_at, claimed(store, named).forget_at) == (
         START_US + IN_VAIN_US,
-        START_US + REMEMBERED_US,
+        START_US + KEEP_US,
     )
     assert kept.forget_at == START_US + IN_VAIN_US
 
@@ -721,7 +731,14 @@ def test_so_much_of_a_tenant_is_held_for_later(store: Store, clock: HandClock) -
         payload = b"1" * 100
         return store.catalog.write(
             lambda txn: post(
-                txn, tenant, name, payload, None, hold_us=HOUR_US, held_bytes_max=2 * one
+                txn,
+                tenant,
+                name,
+                payload,
+                None,
+                hold_us=HOUR_US,
+                room=Room(2 * one),
+                keep_us=KEEP_US,
             )
         )[0]
 
@@ -752,7 +769,7 @@ def test_what_the_store_tells_is_kept_in_any_case_and_keeps_no_others_out(store:
     def told() -> Event:
         return store.catalog.write(
             lambda txn: publish(
-                txn, "acme", "push", b"1", open_us=DAY_US, once=True, held_bytes_max=1000
+                txn, "acme", "push", b"1", open_us=DAY_US, once=True, room=Room(1000)
             )
         )[0]
 
@@ -772,11 +789,122 @@ def test_what_the_store_tells_is_kept_in_any_case_and_keeps_no_others_out(store:
 def test_what_is_held_is_summed_up_over_all_tenants(store: Store) -> None:
     for tenant in ("a", "b", "z"):
         store.catalog.write(
-            lambda txn, tenant=tenant: post(txn, tenant, "x", b"1", None, hold_us=DAY_US)  # type: ignore[misc]
+            lambda txn, tenant=tenant: post(
+                txn, tenant, "x", b"1", None, hold_us=DAY_US, keep_us=KEEP_US
+            )  # type: ignore[misc]
         )
     wait(store, "a")  # another total
     with store.catalog.read() as snapshot:
         assert held_bytes(snapshot) == 3 * (EVENT_BYTES + 1)
+
+
+# --- how much is kept
+
+
+def kept(store: Store, tenant: str = "acme") -> int:
+    with store.catalog.read() as snapshot:
+        return kept_of(snapshot, tenant)
+
+
+def tell(store: Store, room: Room, name: str = "paid", tenant: str = "acme") -> Event:
+    """Somebody posts what is for those that wait now."""
+    return store.catalog.write(
+        lambda txn: post(txn, tenant, name, b"1" * 100, None, keep_us=KEEP_US, room=room)
+    )[0]
+
+
+def ask(store: Store, room: Room, waiter: str, name: str = "paid") -> Subscription:
+    """A client waits, and claims what it is given."""
+    begun = store.catalog.write(
+        lambda txn: subscribe(txn, "acme", "direct", waiter, name, None, HOUR_US, room=room)
+    )
+    return claimed(store, begun)
+
+
+def test_what_was_given_is_kept_for_who_asks_again_up_to_a_limit(
+    store: Store, clock: HandClock
+) -> None:
+    """However it is told: each event finds a client that waits, so none of them is held."""
+    one = EVENT_BYTES + 100 + WAIT_BYTES
+    room = Room(held_bytes_max=1, kept_bytes_max=2 * one)
+    waits = [wait(store, f"waiter:{number}", run="direct") for number in range(3)]
+    first, *others = [
+        wait(store, f"waiter:{name}", name, run="direct") for name in ("one", "two", "three")
+    ]
+    assert kept(store) == 0, "who waits is counted elsewhere"
+    tell(store, room, "one")
+    claimed(store, first)
+    tell(store, room, "two")
+    claimed(store, others[0])
+    assert (kept(store), held(store)) == (2 * one, 0)
+    with pytest.raises(TooManyKept) as refused:
+        tell(store, room, "three")
+    facts = refused.value
+    assert (facts.limit_bytes, facts.kept_bytes, facts.needed_bytes) == (
+        2 * one,
+        2 * one,
+        EVENT_BYTES + 100,
+    )
+    assert is_waiting(now(store, others[1]))
+    # What the store itself tells is kept in any case.
+    happens(store, "three")
+    assert now(store, others[1]).event_id is not None
+    wait(store, "a", tenant="other")
+    tell(store, room, tenant="other")
+
+    clock.advance(KEEP_US)
+    swept(store)
+    assert kept(store) == 0
+    assert all_events(store, "one") == []
+    tell(store, room)
+    assert all(now(store, one_wait).event_id for one_wait in waits)
+
+
+def test_new_names_of_clients_have_a_limit_though_one_event_is_enough_for_all(
+    store: Store, clock: HandClock
+) -> None:
+    room = Room(kept_bytes_max=2 * WAIT_BYTES)
+    event = happens(store)
+    assert {ask(store, room, f"waiter:{name}").event_id for name in "ab"} == {event.event_id}
+    assert kept(store) == 2 * WAIT_BYTES
+    with pytest.raises(TooManyKept) as refused:
+        ask(store, room, "waiter:c")
+    assert refused.value.needed_bytes == WAIT_BYTES
+    # A name that was told is told again, a step of a run has nothing to do with it, and who has
+    # no name is forgotten in minutes.
+    assert ask(store, room, "waiter:a").event_id == event.event_id
+    assert wait(store, "a").event_id == event.event_id
+    assert ask(store, room, f"{NAMELESS}").event_id == event.event_id
+    clock.advance(IN_VAIN_US)
+    swept(store)
+    assert kept(store) == 2 * WAIT_BYTES
+
+
+def test_what_nobody_can_ask_for_again_is_not_kept(store: Store, clock: HandClock) -> None:
+    """Of an event that requests without a name got, nothing is left when they are forgotten."""
+    posted(store, "held", hold_us=DAY_US)
+    waits = [wait(store, f"{NAMELESS}{n}", run="direct") for n in range(2)]
+    waits.append(wait(store, f"{NAMELESS}held", "held", run="direct"))
+    posted(store)
+    for one in waits[1:]:
+        assert claimed(store, one).event_id is not None
+    clock.advance(IN_VAIN_US - 1)
+    swept(store)
+    assert kept(store) == 2 * (EVENT_BYTES + 1) + 2 * WAIT_BYTES
+    clock.advance(1)
+    swept(store)
+    assert kept(store) == 0
+    assert all_events(store, "paid") + all_events(store, "held") == []
+
+
+def test_an_event_goes_with_the_last_wait_that_could_ask_for_it(store: Store) -> None:
+    waits = [wait(store, step, run=run) for step, run in (("a", "run-1"), ("waiter:b", "direct"))]
+    event, _ = posted(store)
+    claimed(store, waits[0])
+    dropped(store, waits[0])
+    assert all_events(store) == [event]
+    dropped(store, claimed(store, waits[1]))
+    assert all_events(store) == []
 
 
 # --- of a run that has ended

@@ -34,7 +34,7 @@ from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
 from tests.audit import audit
 from tests.cas.interposed import collect
-from tests.clocks import START_US, HandClock
+from tests.clocks import KEEP_US, START_US, HandClock
 
 SETTINGS = Settings(store=StoreSettings(grace=Duration(DAY_US), min_free=Size(0)))
 
@@ -79,7 +79,7 @@ def refcount(store: Store, data: bytes) -> int:
 
 def sweep(store: Store) -> int:
     with store.catalog.read() as snapshot:
-        plan = plan_sweep(snapshot, store.now_us(snapshot))
+        plan = plan_sweep(snapshot, store.now_us(snapshot), keep_us=KEEP_US)
     return execute_sweep(store.catalog, plan).files
 
 

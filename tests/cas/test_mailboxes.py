@@ -41,7 +41,8 @@ def test_an_address_is_read(text: str, mailbox: Mailbox) -> None:
         "a@[127.0.0.1]", '"a b"@c', "a@b (c)", "a@b>", "<a@b", "a@b\nBcc: c@d", "a@b\r\n.\r\n",
         "a@b\0", "a\u202e@b", "Group: a@b;", "A <a@b> <c@d>", "a" * 65 + "@b", "a@" + "b" * 64,
         "a@" + ".".join(["b" * 60] * 5), "a@\u0301b.c", "a@ü-.c", "a@" + "ü" * 1000, "a@א1b.c",
-        "A" * 201 + " <a@b>",
+        "A" * 201 + " <a@b>", "=?utf-8?q?a=0d=0aX-Evil=3a_1?=@b.c", "=?utf-8?q?Ada?= <a@b.c>",
+        "a=?b@c.d", '"=?utf-8?q?Ada?=" <a@b.c>',
     ],
 )  # fmt: skip
 def test_what_is_no_one_address_is_refused(text: str) -> None:
@@ -56,6 +57,7 @@ def test_what_is_read_is_safe_to_put_into_a_command_and_a_header(text: str) -> N
     except ValueError:
         return
     assert not set(mailbox.address) & set('<> ",;:\r\n\\')
+    assert "=?" not in mailbox.name + mailbox.address
     assert mailbox.domain.isascii()
     assert Address(mailbox.name, mailbox.local, mailbox.domain).addr_spec == mailbox.address
     assert read_mailbox(mailbox.address).address == mailbox.address

@@ -13,7 +13,7 @@ from cas.catalog import Transaction
 from cas.clock import DAY_US
 from cas.config import Settings, Size, StoreSettings
 from cas.errors import KeyReused
-from cas.once import REMEMBERED_US, OnceKey, once, step_key
+from cas.once import CLIENT_KEYS_US, OnceKey, once, step_key
 from cas.records import Mark, Once
 from cas.store import Store
 from tests.clocks import START_US, HandClock
@@ -89,4 +89,4 @@ def test_how_long_it_is_remembered(store: Store, clock: HandClock) -> None:
     clock.advance(DAY_US)
     with store.catalog.read() as snapshot:
         kept = {key.name: key.expires_at for key in snapshot.range(Once, "")}
-    assert kept == {"a client's": START_US + REMEMBERED_US, "a/step's": None}
+    assert kept == {"a client's": START_US + CLIENT_KEYS_US, "a/step's": None}

@@ -53,7 +53,7 @@ from cas.takeover import Takeovers, take
 from cas.upload_links import UploadLink
 from cas.uploads import UploadRequest
 from tests.audit import assert_well, audit
-from tests.clocks import START_US, HandClock
+from tests.clocks import KEEP_US, START_US, HandClock
 from tests.crash.steps import FailingDisk
 from tests.crash.victims import Report, Victim
 
@@ -141,7 +141,9 @@ def bytes_of(store: Store, slot: UploadFile) -> bytes:
 
 def sweep(store: Store) -> Swept:
     with store.catalog.read() as snapshot:
-        plan = plan_sweep(snapshot, store.now_us(snapshot), partial_files=store.partial_files)
+        plan = plan_sweep(
+            snapshot, store.now_us(snapshot), partial_files=store.partial_files, keep_us=KEEP_US
+        )
     return execute_sweep(store.catalog, plan, partial_files=store.partial_files)
 
 
@@ -610,8 +612,8 @@ def test_an_upload_that_is_swept_first_takes_its_partials_along(
     send(link, begin(link), 0, 100)
     clock.advance(60_000_000)
     with store.catalog.read() as snapshot:
-        plan = plan_sweep(snapshot, store.now_us(snapshot))
-    only_the_upload = type(plan)(plan.now_us, [], [], plan.upload_ids)
+        plan = plan_sweep(snapshot, store.now_us(snapshot), keep_us=KEEP_US)
+    only_the_upload = type(plan)(plan.now_us, plan.keep_us, [], [], plan.upload_ids)
     swept = execute_sweep(store.catalog, only_the_upload, partial_files=store.partial_files)
     assert swept == Swept(0, 1, partials=1)
     assert files(store) == []

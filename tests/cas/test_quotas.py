@@ -25,7 +25,7 @@ from cas.sweep import execute_sweep, plan_sweep
 from cas.upload_links import UploadLink
 from cas.uploads import UploadRequest
 from tests.audit import assert_well, audit
-from tests.clocks import HandClock
+from tests.clocks import KEEP_US, HandClock
 
 LIMIT_BYTES = 100
 LIMIT_FILES = 4
@@ -87,7 +87,7 @@ def test_usage_follows_files_from_their_first_to_their_last_day(
     assert used(store) == (2, 15)
     clock.advance(400 * DAY_US)
     with store.catalog.read() as snapshot:
-        plan = plan_sweep(snapshot, store.now_us(snapshot))
+        plan = plan_sweep(snapshot, store.now_us(snapshot), keep_us=KEEP_US)
     execute_sweep(store.catalog, plan)
     assert used(store) == (0, 0)
     with store.catalog.read() as snapshot:
@@ -132,7 +132,7 @@ def test_an_upload_that_ends_without_files_gives_its_room_back(
     else:
         clock.advance(366 * DAY_US)
         with store.catalog.read() as snapshot:
-            plan = plan_sweep(snapshot, store.now_us(snapshot))
+            plan = plan_sweep(snapshot, store.now_us(snapshot), keep_us=KEEP_US)
         execute_sweep(store.catalog, plan)
     assert used(store) == (0, 0)
 

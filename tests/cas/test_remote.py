@@ -31,6 +31,7 @@ from cas.remote.uploads import RESUMABLE_BYTES
 from cas.remote.wire import raise_problem
 from cas.retention import parse_retention
 from cas.uploads import UploadRequest
+from gateway.errors import code_of
 from tests.gateway.served import Served, serving
 
 
@@ -270,6 +271,18 @@ def test_what_has_no_room_for_long_is_not_asked_for_again() -> None:
     with pytest.raises(errors.TooManyHeld) as refused:
         raise_problem(httpx.Response(429, json=problem, request=request))
     assert refused.value.limit_bytes == 7
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [errors.TooManyRuns(2, 2), errors.TooManyApprovals(3, 3), errors.TooManyMails(9, 7, 5)],
+)
+def test_a_limit_of_the_tenants_is_told_as_it_is_here(raised: errors.BlobcaskError) -> None:
+    problem = {"status": "error", "code": code_of(raised).upper(), "message": "full"}
+    request = httpx.Request("POST", "https://files.example.org/api/v1/workflows")
+    with pytest.raises(type(raised)) as refused:
+        raise_problem(httpx.Response(429, json={**problem, **vars(raised)}, request=request))
+    assert vars(refused.value) == vars(raised)
 
 
 def test_an_overloaded_server_is_asked_again_as_late_as_it_wishes() -> None:

@@ -40,7 +40,7 @@ from cas.upload_links import UploadLink
 from cas.uploads import UploadRequest
 from tests.audit import audit
 from tests.cas.interposed import collect, interpose
-from tests.clocks import START_US, HandClock
+from tests.clocks import KEEP_US, START_US, HandClock
 
 SETTINGS = Settings(store=StoreSettings(grace=Duration(DAY_US), min_free=Size(0)))
 PDF = b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n<< /Type /Catalog >>\nendobj\n%%EOF\n"
@@ -85,7 +85,7 @@ def blob(store: Store, data: bytes) -> Blob | None:
 
 def sweep(store: Store) -> int:
     with store.catalog.read() as snapshot:
-        plan = plan_sweep(snapshot, store.now_us(snapshot))
+        plan = plan_sweep(snapshot, store.now_us(snapshot), keep_us=KEEP_US)
     return execute_sweep(store.catalog, plan).uploads
 
 

@@ -6,6 +6,7 @@ import itertools
 import threading
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,10 +25,11 @@ from cas.errors import (
 from cas.records import (
     CONDEMNED,
     DELETING,
+    DONE,
     LIVE,
     WANTED,
     Blob,
-    Event,
+    Delivery,
     Mark,
     Partial,
     Replica,
@@ -244,6 +246,21 @@ def test_a_range_lists_a_prefix_in_order(
         assert ids(snapshot.range(StoredFile, "name", ("t",), **arguments)) == expected
 
 
+def test_a_range_ends_before_it_has_too_many_bytes_but_not_before_its_first_record(
+    listed: Catalog,
+) -> None:
+    with listed.read() as snapshot:
+        every = snapshot.range(StoredFile, "name", ("t",))
+        sizes = [len(msgspec.msgpack.encode(one)) for one in every]
+        for index, prefix in (("name", ("t",)), ("", ())):
+            for count in (1, 2, 3, 4):
+                for spare, found in ((0, count), (-1, max(1, count - 1))):
+                    bytes_max = sum(sizes[:count]) + spare
+                    few = snapshot.range(StoredFile, index, prefix, bytes_max=bytes_max)
+                    assert few == every[:found]
+        assert snapshot.range(StoredFile, "name", ("t",), bytes_max=0) == every[:1]
+
+
 def test_a_longer_prefix_is_one_name_and_no_neighbour(listed: Catalog) -> None:
     with listed.read() as snapshot:
         assert ids(snapshot.range(StoredFile, "name", ("t", "b"))) == ["2", "3"]
@@ -282,33 +299,33 @@ SMALL = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], ma
 @given(names=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=8, unique=True))
 def test_the_order_is_that_of_the_tuples(catalog: Catalog, names: list[tuple[str, str]]) -> None:
     def run(txn: Transaction) -> None:
-        for old in txn.range(Event, "", limit=EVERYTHING):
+        for old in txn.range(Delivery, "", limit=EVERYTHING):
             txn.delete(old)
         for number, (tenant, name) in enumerate(names):
-            txn.insert(event(str(number), tenant, name))
+            txn.insert(delivery(str(number), tenant, name))
 
     catalog.write(run)
     # UTF-8 sorts by code point, as Python does.
     expected = [(tenant, name, str(number)) for number, (tenant, name) in enumerate(names)]
     expected = [key for key in sorted(expected) if max(map(len, key[:2])) < 127]
     with catalog.read() as snapshot:
-        found = [key_of(e) for e in snapshot.range(Event, "name", limit=EVERYTHING)]
+        found = [key_of(e) for e in snapshot.range(Delivery, "subject", limit=EVERYTHING)]
         assert [key for key in found if max(map(len, key[:2])) < 127] == expected
         for low, high in itertools.pairwise(expected):
-            between = snapshot.range(Event, "name", after=low, before=high, limit=EVERYTHING)
-            assert all(low < key_of(e) < high for e in between if len(e.event_name) < 127)
-            assert high in [key_of(e) for e in snapshot.range(Event, "name", after=low)]
+            between = snapshot.range(Delivery, "subject", after=low, before=high, limit=EVERYTHING)
+            assert all(low < key_of(e) < high for e in between if len(e.subject) < 127)
+            assert high in [key_of(e) for e in snapshot.range(Delivery, "subject", after=low)]
         for tenant, _ in names:
-            found_ids = {e.event_id for e in snapshot.range(Event, "name", (tenant,))}
+            found_ids = {e.delivery_id for e in snapshot.range(Delivery, "subject", (tenant,))}
             assert found_ids == {str(n) for n, (t, _) in enumerate(names) if t == tenant}
 
 
-def event(event_id: str, tenant: str, name: str) -> Event:
-    return Event(event_id, tenant, name, None, b"{}", 1)
+def delivery(delivery_id: str, tenant: str, subject: str) -> Delivery:
+    return Delivery(delivery_id, tenant, "callback", subject, "", DONE, 1, None)
 
 
-def key_of(found: Event) -> tuple[str, str, str]:
-    return found.tenant_id, found.event_name, found.event_id
+def key_of(found: Delivery) -> tuple[str, str, str]:
+    return found.tenant_id, found.subject, found.delivery_id
 
 
 @SMALL

@@ -26,7 +26,7 @@ from cas.sweep import execute_sweep, plan_sweep
 from cas.uploads import UploadRequest
 from tests.audit import assert_readable, assert_well, audit
 from tests.cas.interposed import InterposedDisk, collect, interpose
-from tests.clocks import START_US, HandClock
+from tests.clocks import KEEP_US, START_US, HandClock
 from tests.crash.rounds import READY
 from tests.crash.victims import Report
 
@@ -198,7 +198,7 @@ def collect_all(store: Store, told: Told) -> None:
 
 def sweep_all(store: Store, told: Told) -> None:
     with store.catalog.read() as snapshot:
-        plan = plan_sweep(snapshot, store.now_us(snapshot))
+        plan = plan_sweep(snapshot, store.now_us(snapshot), keep_us=KEEP_US)
     assert len(plan.file_ids) == 1
     execute_sweep(store.catalog, plan)
 

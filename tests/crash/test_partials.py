@@ -24,6 +24,7 @@ from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
 from cas.uploads import UploadRequest
 from tests.audit import assert_well, audit
+from tests.clocks import KEEP_US
 from tests.crash.powercut import Cut, RecordingDisk
 from tests.crash.rounds import copy_root, every_step
 from tests.crash.steps import FailingDisk, StepDisk
@@ -137,7 +138,9 @@ def judge(root: Path, acknowledged: list[str], *, disk: Disk = DISK) -> None:
             else:
                 go_on(store, token, known, told)
         with store.catalog.read() as snapshot:
-            plan = plan_sweep(snapshot, store.now_us(snapshot), partial_files=store.partial_files)
+            plan = plan_sweep(
+                snapshot, store.now_us(snapshot), partial_files=store.partial_files, keep_us=KEEP_US
+            )
         execute_sweep(store.catalog, plan, partial_files=store.partial_files)
         left = {path.name for path in (root / FILE).iterdir()} - {"its.names"}
         assert left <= {progress.partial_id for progress in link.partials()}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ START_S = 30.0
 # after its graceful timeout of 30 s.
 STOP_S = 60.0
 ANSWER_S = 20.0
+PATIENCE_S = 60.0
 ALONE = ("--no-replicator", "--no-runner")
 ACCOMPANIED = ("--replicator", "--no-runner")
 WITH_RUNNER = ("--no-replicator", "--runner")
@@ -39,6 +42,14 @@ RATES = (
     "TENANT_EVENTS",
     "TENANT_SUBMISSIONS",
 )
+
+
+def until(condition: Callable[[], object], what: str = "it never was so") -> None:
+    """Look until it is so; other processes tell nobody when they are done."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, what
+        select.select((), (), (), 0.005)
 
 
 @final

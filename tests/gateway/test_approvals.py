@@ -51,6 +51,34 @@ def changed(url: str, **instead: str) -> str:
 # --- with a token
 
 
+def test_more_approvals_and_mails_than_may_be_are_refused_with_the_numbers(
+    tmp_path: Path,
+) -> None:
+    mailing = {
+        "MAIL__HOST": "127.0.0.1",
+        "MAIL__PORT": "1",
+        "MAIL__SECURITY": "none",
+        "MAIL__SENDER": "us@example.org",
+        "GATEWAY__PUBLIC_URL": "https://files.example.org",
+    }
+    limits = {"LIMITS__TENANT_APPROVALS": "2", "LIMITS__TENANT_MAILS": "1"}
+    with serving(tmp_path, **mailing, **limits) as served:
+
+        def refused(*addressees: str) -> Answer:
+            body = json.dumps({"approval_key": "k", "title": "t", "addressees": addressees})
+            return served.ask("POST", "/api/v1/approvals", body, token=served.admin)
+
+        ask(served, addressees=["ada@example.org"])
+        answer = refused("bob@example.org")
+        assert (answer.status, answer.code) == (429, "TOO_MANY_MAILS")
+        numbers = [answer.form[name] for name in ("limit", "waiting", "needed")]
+        assert numbers == [1, 1, 1]
+        ask(served, addressees=["the board"])
+        answer = refused()
+        assert (answer.status, answer.code) == (429, "TOO_MANY_APPROVALS")
+        assert [answer.form[name] for name in ("limit", "remembered")] == [2, 2]
+
+
 def test_a_question_is_asked_looked_at_listed_and_withdrawn(served: Served) -> None:
     asked = ask(
         served, addressees=["ada", "bob@example.org"], message="Please.", expires_in=60, run="r-1"

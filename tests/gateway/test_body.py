@@ -10,8 +10,8 @@ import struct
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -24,6 +24,8 @@ from cas.errors import TooLarge
 from gateway.body import (
     BYTES_PER_S_MIN,
     DRAIN_BYTES_MAX,
+    HELD_BYTES_PER_S,
+    HELD_S,
     PATIENCE_S,
     BodyTooSlow,
     BodyTruncated,
@@ -33,6 +35,7 @@ from gateway.body import (
     prove_body_path,
     read_small,
 )
+from gateway.room import NoRoom, Room
 
 FOLLOWING = b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -46,10 +49,14 @@ class Wire:
         self.parser = http.get_parser(Config(), self.ours, ("127.0.0.1", 0))
         self.parser.unreader = PacedUnreader(self.ours)
 
-    def body(self, *, direct: bool) -> RequestBody:
+    def body(
+        self, *, direct: bool, room: Room | None = None, whose: Hashable = None
+    ) -> RequestBody:
         """The body of the next request that was sent."""
         request = next(self.parser)
-        request.body = RequestBody(request, self.parser.unreader, direct=direct)
+        request.body = RequestBody(
+            request, self.parser.unreader, direct=direct, room=room, whose=whose
+        )
         body: RequestBody = request.body
         return body
 
@@ -318,3 +325,104 @@ def test_memory_is_for_bytes_that_came_and_not_for_those_announced(
     finally:
         tracemalloc.stop()
     assert most_bytes < 2 << 20  # gunicorn asks the kernel for up to 1 MiB, which is never touched
+
+
+MANY_BYTES = 300_000  # of a body; all but the first 64 KiB take room
+ROOM_BYTES = MANY_BYTES - (64 << 10)
+
+
+def sent_by(wire: Wire, data: bytes) -> threading.Thread:
+    sender = threading.Thread(target=wire.send, args=(data,))
+    sender.start()
+    return sender
+
+
+@pytest.mark.parametrize("is_chunked", [True, False])
+def test_what_is_held_of_a_body_takes_room_until_it_is_let_go(wire: Wire, is_chunked: bool) -> None:
+    room = Room(4 * MANY_BYTES)
+    data = b"x" * MANY_BYTES
+    sender = sent_by(wire, chunked(data) if is_chunked else put(data))
+    body = wire.body(direct=True, room=room, whose="ann")
+    assert wanted(body, 2 * MANY_BYTES) == data
+    sender.join()
+    # Of a length that nobody announced there may be as much again.
+    assert ROOM_BYTES <= room.held_bytes <= ROOM_BYTES + is_chunked * MANY_BYTES
+    body.whose = "somebody"  # known only now, as of the call of a webhook
+    body.let_go()
+    assert room.held_bytes == 0
+    room.take("ann", 2 * MANY_BYTES)
+    body.let_go()
+    assert room.held_bytes == 2 * MANY_BYTES
+
+
+def test_a_body_that_nobody_has_room_for_is_refused_and_small_ones_are_read_on(
+    wire: Wire,
+) -> None:
+    room = Room(4 * MANY_BYTES)
+    room.take("ann", 2 * MANY_BYTES)
+    sender = sent_by(wire, put(b"x" * MANY_BYTES))
+    body = wire.body(direct=True, room=room, whose="ann")
+    with pytest.raises(NoRoom):
+        wanted(body)
+    body.let_go()
+    assert room.held_bytes == 2 * MANY_BYTES
+    body.settle()
+    assert wire.parser.mesg.should_close()  # its rest is not worth reading
+    wire.ours.close()
+    sender.join()
+
+    other = Wire()
+    try:
+        other.theirs.sendall(put(b"{}"))
+        assert wanted(other.body(direct=True, room=room, whose="ann")) == b"{}"
+    finally:
+        other.close()
+
+
+def test_a_body_that_is_stored_takes_no_room(wire: Wire) -> None:
+    sender = sent_by(wire, put(b"x" * MANY_BYTES))
+    body = wire.body(direct=True, room=Room(0))
+    assert read_all(body, 1 << 20) == b"x" * MANY_BYTES
+    sender.join()
+
+
+def test_a_body_that_is_held_must_end_whatever_its_rate() -> None:
+    pace = Pace()
+    pace.must_end(10 * HELD_BYTES_PER_S)
+    for _ in range(int(HELD_S) + 10):
+        pace.moved(BYTES_PER_S_MIN, 1.0)
+    with pytest.raises(BodyTooSlow):
+        pace.moved(BYTES_PER_S_MIN, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("beginning", "rest"),
+    [
+        (put(b"half", length=8), b"rest"),
+        (chunked(b"half").removesuffix(b"0\r\n\r\n"), b"4\r\nrest\r\n0\r\n\r\n"),
+    ],
+    ids=["length", "chunked"],
+)
+@pytest.mark.parametrize("is_held", [True, False])
+def test_only_of_a_body_that_is_held_the_time_has_an_end(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, beginning: bytes, rest: bytes, is_held: bool
+) -> None:
+    """Who sends what is stored may pause for as long as anything comes."""
+    monkeypatch.setattr("gateway.body.HELD_S", 0.0)
+    monkeypatch.setattr("gateway.body.HELD_BYTES_PER_S", float("inf"))
+
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        wire.theirs.sendall(rest)
+        yield
+
+    wire.ours.setblocking(True)
+    wire.parser.unreader = PacedUnreader(wire.ours, waiting)
+    wire.theirs.sendall(beginning)
+    body = wire.body(direct=True)
+    if is_held:
+        with pytest.raises(BodyTooSlow):
+            wanted(body)
+        assert body.failed
+    else:
+        assert read_all(body, 4_096) == b"halfrest"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from ipaddress import ip_network
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from gateway.board import Board, Share
 from gateway.peers import Peers
 from gateway.wsgi import DESCRIPTORS_RESERVED
-from tests.gateway.served import ANSWER_S, Served, serving
+from tests.gateway.served import Served, serving, until
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
 HALF_HEAD = b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-Unfinished: "
@@ -76,12 +75,6 @@ def clients(pid: int) -> int:
 def answers_a_new_one(served: Served) -> bool:
     with served.connect() as sock:
         return answered(sock)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + ANSWER_S
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 # --- one peer

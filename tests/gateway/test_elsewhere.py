@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import select
 import signal
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from cas.background import background_of
 from cas.records import StoredFile
 from cas.store import Store
 from replicator.targets import TargetUnreachable
-from tests.gateway.served import ACCOMPANIED, Answer, Served, serving
+from tests.gateway.served import ACCOMPANIED, Answer, Served, serving, until
 from tests.replicator.crates import Node, background
 
 MIB = 1 << 20
@@ -282,10 +280,3 @@ def let_time_pass(root: Path) -> int:
 def is_here(root: Path, url: str) -> bool:
     name = url.rpartition("%2F")[2].partition(".")[0]
     return (root / "objects" / name[:2] / name).exists()
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        select.select([], [], [], 0.1)

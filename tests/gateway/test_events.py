@@ -255,6 +255,20 @@ def test_what_is_held_for_a_tenant_has_a_limit(tmp_path: Any) -> None:
         assert (again.status, again.form["duplicate"]) == (200, False)
 
 
+def test_what_is_kept_for_a_tenant_has_a_limit_and_so_have_its_waiters(tmp_path: Any) -> None:
+    with serving(tmp_path, LIMITS__TENANT_KEPT_EVENTS="2KiB") as server:
+        assert post(server, "kept", "x" * 600, hold=True).status == 200
+        told = begin(server, "kept", "one").form
+        assert told["status"] == "delivered"
+        for answer in (
+            post(server, "other", "x" * 600, hold=True),
+            begin(server, "kept", "two"),
+        ):
+            assert refused(answer, 429, "TOO_MANY_KEPT")
+            assert set(answer.form) == {"status", "code", "message", "limit_bytes"}
+        assert begin(server, "kept", "one").form == told
+
+
 def test_the_log_and_the_journal_say_who_posted(served: Served) -> None:
     token = served.token("emit_events")
     body = json.dumps({"event_name": "audited", "hold": True})

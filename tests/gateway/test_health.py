@@ -28,7 +28,7 @@ from cas.store import Store
 from gateway.app import create_app
 from gateway.pool import Pool
 from replicator.heartbeat import write_heartbeat
-from tests.clocks import HandClock
+from tests.clocks import KEEP_US, HandClock
 from tests.gateway.served import Served, serving
 from workflows.definitions import Definition
 from workflows.runs import Runs
@@ -201,7 +201,14 @@ def test_workflows_that_wait_for_a_runner_degrade_but_others_are_served(
 
 
 def submit_run(store: Store) -> None:
-    runs = Runs(store.catalog, tenant_id="acme", actor="ada", request_id="")
+    runs = Runs(
+        store.catalog,
+        tenant_id="acme",
+        actor="ada",
+        request_id="",
+        keep_us=KEEP_US,
+        events_keep_us=KEEP_US,
+    )
     flow = WorkflowBuilder(name="one").task("one", "tools.storage.list")
     runs.submit(Definition.parse(flow.build().to_json()), {})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from schemathesis.specs.openapi.checks import (
 from tests.conftest import CHECKOUT
 from tests.gateway.served import Answer, Served, serving
 from tests.gateway.test_workflows import finished
+from workflows.signatures import KINDS, Scheme
 
 # What every answer is held to, whatever was sent; the first only where there is room.
 CHECKS = [
@@ -91,6 +93,12 @@ def things(served: Served) -> dict[str, str]:
         "run_id": finished(served, {("keep", ""): {"text": "words"}}),
         "step_id": "keep",
         "approval_id": asked.form["approval_id"],
+        **{
+            f"approval {key}": value
+            for key, [value] in parse_qs(
+                urlsplit(asked.form["links"][0]["approve_url"]).query
+            ).items()
+        },
         "webhook_id": webhook.form["webhook_id"],
         **{f"download {key}": value for key, [value] in parse_qs(urlsplit(url).query).items()},
         **{
@@ -186,6 +194,8 @@ def point_at(case: Any, things: dict[str, str]) -> None:
     """Make a case speak of things that are there."""
     for name in list(case.path_parameters):
         case.path_parameters[name] = things[name]
+    if case.path.endswith("/respond"):
+        case.query.update({key: things[f"approval {key}"] for key in ("decision", "token")})
     if "signature" in case.query:
         kind = "download" if "file_id" in case.path_parameters else "slot"
         case.query["signature"] = things[f"{kind} signature"]
@@ -259,6 +269,8 @@ def test_every_route_of_the_design_is_in_it(document: dict[str, Any]) -> None:
         "get /api/v1/events/{tenant_id}/wait",
         "post /api/v1/approvals",
         "get /api/v1/approvals/{approval_id}",
+        "get /api/v1/approvals/{approval_id}/respond",
+        "post /api/v1/approvals/{approval_id}/respond",
         "post /api/v1/webhooks",
         "post /api/v1/webhooks/{webhook_id}",
         "get /api/v1/workflows/{run_id}/steps",
@@ -299,8 +311,13 @@ def test_a_body_over_a_limit_of_bytes_is_told_of_wherever_it_comes(
             assert tells(document, method, path, answer), (method, path, found["operationId"])
 
 
-# To wait for an event is to record that one waits.
-WRITING_READS = ("/readyz", "/api/v1/events/{tenant_id}/wait")
+# To wait for an event is to record that one waits; to open a link decides where `one_click` was
+# asked for.
+WRITING_READS = (
+    "/readyz",
+    "/api/v1/events/{tenant_id}/wait",
+    "/api/v1/approvals/{approval_id}/respond",
+)
 
 
 def test_all_that_writes_tells_of_a_full_store(document: dict[str, Any]) -> None:
@@ -309,6 +326,48 @@ def test_all_that_writes_tells_of_a_full_store(document: dict[str, Any]) -> None
         told = "`store_full`" in description.lower()
         writes = method in ("put", "post", "patch", "delete") or path in WRITING_READS
         assert told == writes, (method, path)
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_what_a_link_of_an_approval_answers_is_told_of_for_programs_and_for_browsers(
+    document: dict[str, Any], served: Served, method: str
+) -> None:
+    told = document["paths"]["/api/v1/approvals/{approval_id}/respond"][method]
+    assert [each["name"] for each in told["parameters"]] == ["decision", "token"]
+    question = json.dumps({"approval_key": f"link-{method}", "title": "?"})
+    asked = served.ask("POST", "/api/v1/approvals", question, token=served.admin).form
+    right = asked["links"][0]["approve_url"]
+    for media in ("application/json", "text/html"):
+        seen = set()
+        for url in (right, right[:-1], right.replace("approved", "rejected"), right):
+            answer = served.ask(method.upper(), url, headers={"Accept": media})
+            seen.add(answer.status)
+            content = told["responses"][str(answer.status)].get("content", {})
+            sent = answer.headers.get("content-type", "").partition(";")[0]
+            assert sent in content if answer.body else not content
+            if answer.status >= 400 and media == "application/json":
+                assert tells(document, method, "/api/v1/approvals/{approval_id}/respond", answer)
+        assert 404 in seen
+    if method == "post":
+        assert set(told["requestBody"]["content"]) == {
+            "application/json",
+            "application/x-www-form-urlencoded",
+        }
+
+
+def test_how_a_webhook_may_be_signed_is_told_of(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    asked = schemas["RegistrationForm"]["properties"]
+    assert asked["kind"]["enum"] == list(KINDS)
+    assert {"$ref": "#/components/schemas/SignatureForm"} in asked["signature"]["anyOf"]
+    kept = Scheme(header="X")
+    told = schemas["SignatureForm"]
+    assert list(told["properties"]) == list(kept.__struct_fields__)
+    assert not told["additionalProperties"]
+    for name, field in told["properties"].items():
+        assert field["description"]
+        assert name == "header" or field["default"] == getattr(kept, name)
+    assert "webhook_path" in asked["name"]["description"]
 
 
 def test_the_conditions_of_a_download_are_told_of(document: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -18,7 +17,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.gateway.served import ALONE, Served, serving
+from tests.gateway.served import ALONE, Served, serving, until
 
 RELOADS = 3
 PATIENCE_S = 45.0
@@ -35,12 +34,6 @@ def serving_pids(served: Served) -> set[int]:
         except OSError:
             continue  # it has ended just now
     return found
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, what
 
 
 @final

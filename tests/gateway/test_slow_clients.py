@@ -14,21 +14,23 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from gateway.body import PATIENCE_S, BodyTooSlow, Pace
+from gateway.room import BYTES_MAX
 from gateway.sending import Outlet, ReaderTooSlow
 from gateway.wsgi import STOP_TIMEOUT_S
-from tests.gateway.served import ANSWER_S, Served, serving
+from tests.gateway.served import ANSWER_S, Answer, Served, serving
 
 THREADS = 2
 SLOW = 12  # uploads, and as many downloads: more than threads, and than threads twice
 HALF_HEADS = 50
 MIB = 1 << 20
+TRIES = 1000
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +156,59 @@ def test_clients_that_leave_give_their_slots_back(served: Served) -> None:
     for _ in range(2 * THREADS):
         assert served.ask("PUT", slots(served, 1)[0], b"after").status == 200
     assert len(served.objects() - before) <= 2  # the large file, and b"after"
+
+
+def half_workflow(served: Served, token: str, length: int) -> socket.socket:
+    """A connection that has sent a workflow but for its last byte, or was refused before."""
+    sock = socket.create_connection(("127.0.0.1", served.port), timeout=ANSWER_S)
+    head = "POST /api/v1/workflows HTTP/1.1\r\nHost: a\r\n"
+    head += f"Authorization: Bearer {token}\r\nContent-Length: {length}\r\n\r\n"
+    with suppress(ConnectionError):
+        sock.sendall(head.encode() + b" " * (length - 1))
+    return sock
+
+
+def test_bodies_without_an_end_take_half_of_the_room_and_leave_others_theirs(
+    served: Served,
+) -> None:
+    other = served.token("manage_workflows", tenant="other")
+
+    def large(token: str) -> Answer:
+        """No workflow, and a body that takes room until it is answered."""
+        return served.ask("POST", "/api/v1/workflows", b" " * MIB, token=token)
+
+    def answered(status: int) -> Answer:
+        """Once all of the others have come, or have left."""
+        answers = (large(served.admin) for _ in range(TRIES))
+        found = next((answer for answer in answers if answer.status == status), None)
+        assert found is not None, f"never {status}"
+        return found
+
+    with ExitStack() as stack:
+        for _ in range(2 * BYTES_MAX // (4 * MIB)):
+            stack.enter_context(half_workflow(served, served.admin, 4 * MIB))
+        refused = answered(503)
+        assert refused.code == "SERVER_BUSY"
+        assert int(refused.headers["retry-after"]) > 0
+        assert large(other).status == 400
+        assert served.ask("POST", "/api/v1/workflows", b"{}", token=served.admin).status == 400
+    answered(400)
+
+
+def test_who_leaves_in_a_body_that_nobody_wanted_is_no_fault_of_the_server(
+    served: Served,
+) -> None:
+    for end in (socket.SHUT_WR, socket.SHUT_RDWR):
+        with served.connect() as sock:
+            sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab")
+            head, body = read_head(sock)
+            assert head.startswith(b"HTTP/1.1 200")
+            sock.shutdown(end)
+            while end == socket.SHUT_WR and (data := sock.recv(MIB)):
+                body += data
+            assert b"HTTP/1.1" not in body  # no second answer, to no second request
+    assert served.ask("GET", "/healthz").status == 200
+    assert not [line for line in served.logged() if "failed outside the app" in line]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +28,7 @@ from gateway.app import create_app
 from gateway.auth import EMIT_EVENTS, WAIT_EVENTS, Tokens
 from gateway.parking import CAN_PARK, PARKED, RESUMED
 from gateway.worker import EARLY_BYTES_MAX
-from tests.gateway.served import ANSWER_S, Served, serving
+from tests.gateway.served import ANSWER_S, Served, serving, until
 from workflows.views import Workflows
 
 HERE = "/api/v1/events/default"
@@ -102,12 +102,6 @@ def begin(served: Served, query: str) -> dict[str, Any]:
     answer = served.ask("GET", f"{WAIT}{query}&timeout=0", token=served.admin)
     assert answer.status == 200, answer.body
     return answer.form
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + ANSWER_S
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 def waiting(served: Served) -> int:
@@ -210,7 +204,7 @@ def timeout_and_health(waiter: Waiter) -> bool:
     with waiter.sock.makefile("rb") as answers:
         heard = answers.read()
     first, second = heard.split(b"HTTP/1.1 200 OK")[1:]
-    return b'"timeout"' in first and b'{"status": "ok"}' in second
+    return b'"timeout"' in first and b'{"status":"ok"}' in second
 
 
 def test_one_name_may_wait_twice(narrow: Served, stack: ExitStack) -> None:

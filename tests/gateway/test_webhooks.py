@@ -195,6 +195,42 @@ def test_a_body_that_is_no_registration_is_refused(served: Served, body: bytes) 
     assert code(answer).startswith("INVALID_")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ({"kind": "standard"}, "generic, which by itself is Standard Webhooks"),
+        ({"kind": "generic", "signature": {"header_name": "X-Sig"}}, "`header_name`"),
+        ({"kind": "generic", "signature": {"algorithm": "sha512"}}, "`header`"),
+        ({"kind": "generic", "signature": {"header": "X", "encoding": "base32"}}, "encoding"),
+        ({"kind": "slack", "signature": {"header": "X"}}, "`header`"),
+        ({"signature": {"tolerance": 60}}, "nothing to say of github"),
+    ],
+)
+def test_a_signature_that_cannot_be_right_is_refused_with_what_is_wrong(
+    served: Served, wanted: dict[str, Any], says: str
+) -> None:
+    answer = register(served, **wanted)
+    assert (answer.status, code(answer)) == (400, "INVALID_REQUEST")
+    assert says in answer.form["message"]
+
+
+def test_how_calls_are_signed_is_shown_as_it_was_described(served: Served) -> None:
+    described = {
+        "header": "X-Sig",
+        "signed": "{timestamp}.{body}",
+        "timestamp_header": "X-Time",
+        "id_header": None,
+        "tolerance": 60,
+    }
+    answer = register(served, kind="generic", signature=described)
+    kept = answer.form["signature"]
+    assert answer.status == 201
+    assert {name: kept[name] for name in described} == described
+    assert (kept["prefix"], kept["encoding"], kept["secret"]) == ("", "hex", "text")
+    again = register(served, kind="generic", signature=kept)
+    assert again.form["signature"] == kept
+
+
 # --- calls
 
 
@@ -273,6 +309,7 @@ def test_standard_webhooks_are_taken_and_old_ones_refused(served: Served) -> Non
         return call(served, webhook_id, b"{}", headers)
 
     assert message("msg_1", datetime.now(UTC)).status == 200
+    assert message("msg:1=a/b", datetime.now(UTC)).status == 200
     old = message("msg_2", datetime(2021, 2, 25, 15, 2, 10, tzinfo=UTC))
     assert (old.status, code(old)) == (400, "INVALID_REQUEST")
     assert "signed" in old.form["message"]

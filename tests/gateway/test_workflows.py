@@ -16,6 +16,7 @@ from cas.config import Settings, StoreSettings
 from cas.records import COMPLETED, Step
 from cas.store import Store
 from gateway.workflows import PIECE_BYTES
+from tests.clocks import KEEP_US
 from tests.gateway.served import Answer, Served, serving
 from workflows.run_log import RunLog
 from workflows.run_view import STEPS_TOLD_MAX, TOLD_BYTES_MAX
@@ -164,7 +165,7 @@ def finished(served: Served, results: dict[tuple[str, str], Any]) -> str:
     """A run whose steps came to these; one that came to None waits."""
     run_id: str = submit(served).form["run_id"]
     with Store.open(served.root, Settings(store=StoreSettings(root=served.root))) as store:
-        log = RunLog(store.catalog, run_id)
+        log = RunLog(store.catalog, run_id, keep_us=KEEP_US, events_keep_us=KEEP_US)
         log.start()
         for (step, iteration), result in results.items():
             log.begin(step, iteration)

@@ -187,6 +187,9 @@ class EventModel(RuleBasedStateMachine):
         del self.waits[wait.wait_id]
         self.claims.pop(wait.wait_id, None)
         if event is None:
+            unheard = self.events.get(wait.event or "")
+            if unheard is not None and not unheard.open and not self.has(unheard.event_id):
+                del self.events[unheard.event_id]  # nobody can ask for it
             return
         others = self.waiting(event.name, event.key, event.run)
         if others:

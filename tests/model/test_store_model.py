@@ -29,7 +29,7 @@ from cas.sweep import execute_sweep, plan_sweep
 from cas.uploads import UploadRequest
 from tests.audit import assert_well, audit
 from tests.cas.interposed import collect, interpose
-from tests.clocks import HandClock
+from tests.clocks import KEEP_US, HandClock
 
 GRACE_US = DAY_US
 SETTINGS = Settings(
@@ -263,7 +263,7 @@ class StoreModel(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         with self.store.catalog.read() as snapshot:
-            plan = plan_sweep(snapshot, self.store.now_us(snapshot))
+            plan = plan_sweep(snapshot, self.store.now_us(snapshot), keep_us=KEEP_US)
         execute_sweep(self.store.catalog, plan)
         for text, file in list(self.files.items()):
             if not file.shown(self.now_us):

@@ -20,7 +20,7 @@ from replicator.folder import FolderTarget
 from replicator.link import Link
 from replicator.probe import Profile
 from replicator.targets import BytesDiffer, ObjectAbsent, object_key
-from tests.clocks import HandClock
+from tests.clocks import KEEP_US, HandClock
 
 
 @pytest.fixture
@@ -125,7 +125,11 @@ def test_another_is_sent_when_one_was_swept_on_its_way(
         clock.advance(DAY_US)
         with store.catalog.read() as snapshot:
             sweep = plan_sweep(
-                snapshot, store.now_us(snapshot), 1000, partial_files=store.partial_files
+                snapshot,
+                store.now_us(snapshot),
+                1000,
+                partial_files=store.partial_files,
+                keep_us=KEEP_US,
             )
         execute_sweep(store.catalog, sweep, partial_files=store.partial_files)
         with store.catalog.read() as snapshot:

@@ -10,25 +10,41 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from email import message_from_string, policy
+from email.errors import MessageError
 from email.headerregistry import Address
+from email.message import EmailMessage
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cas.approvals import close_approval
 from cas.catalog import Transaction
 from cas.clock import DAY_US, HOUR_US, SECOND_US, SystemClock
 from cas.config import CallbackSettings, Duration, MailSettings, Settings, StoreSettings
-from cas.deliveries import CALLBACK, DELAYS_US, MAIL, enqueue
+from cas.deliveries import DELAYS_US, Outcome, enqueue
 from cas.keys import load_keys
-from cas.records import CANCELLED, DONE, FAILED, PENDING, WAITING, Approval, Delivery
+from cas.mailboxes import read_mailbox
+from cas.records import (
+    CALLBACK,
+    CANCELLED,
+    DONE,
+    FAILED,
+    MAIL,
+    PENDING,
+    WAITING,
+    Approval,
+    Delivery,
+)
 from cas.store import Store
 from replicator.callbacks import Sender
-from replicator.deliveries import MAIL_PLACES, PLACES, SendDeliveries
+from replicator.deliveries import MAIL_PLACES, PLACES, TENANT_MAIL_PLACES, SendDeliveries
 from replicator.destinations import CheckedNetwork
-from replicator.mail import Mailer
+from replicator.mail import Mail, Mailer, _content, _message
 from replicator.names import Names
 from tests.clocks import HandClock
 from tests.conftest import CHECKOUT
@@ -51,6 +67,9 @@ SETTINGS = Settings(
     callbacks=CallbackSettings(allowed_networks=LOOPBACK, timeout=Duration(5 * SECOND_US))
 )
 TEXT = "Please decide:\n\nhttps://files.example.org/a?decision=approved&token=abc\n"
+HEADERS = [
+    "From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "MIME-Version", "Content-Type",
+]  # fmt: skip
 HTML = "<p>Please decide: <a href='https://files.example.org/a'>here</a></p>\n"
 
 
@@ -65,6 +84,7 @@ def enqueued(
     to: str = "ada@example.org",
     *,
     about: str = "approval",
+    tenant: str = "t1",
     ring: tuple[bytes, ...] = RING[:1],
     **other: Any,
 ) -> Delivery:
@@ -73,7 +93,7 @@ def enqueued(
     def change(txn: Transaction) -> Delivery:
         if txn.get(Approval, about) is None:
             txn.insert(approval(txn.now_us, about, 100 * DAY_US))
-        return enqueue(txn, "t1", MAIL, about, to, payload, ring=ring)
+        return enqueue(txn, tenant, MAIL, about, to, payload, ring=ring)
 
     return store.catalog.write(change)
 
@@ -183,6 +203,63 @@ def test_an_address_that_is_not_ascii_needs_a_server_that_takes_it(store: Store)
     assert "SMTPUTF8" in state(store, refused).last_error
 
 
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "=?utf-8?q?a=0d=0aReply-To=3a_evil=0d=0a=0d=0a<h1>Pay</h1>?=",
+        "Merge: =?utf-8?b?SGkNCkJjYzogYUBiLmM=?= now",
+        "Größe =?utf-8?q?a=0d=0aBcc=3a_eve=40example.org?= " + "ä" * 100,
+        "=?utf-8?q?=E2=80=AEgpj?= ==??= =?",  # turns the direction of a text around
+    ],
+)
+def test_an_encoded_word_in_a_title_is_shown_and_not_read(store: Store, subject: str) -> None:
+    with mail_server() as server:
+        enqueued(store, subject=subject)
+        send_due(store, mail_settings(server))
+        (mail,) = server.received
+    assert mail.message.keys() == HEADERS
+    assert mail.message["Subject"] == subject.replace("=?", "= ?")
+    assert mail.part("plain").replace("\r\n", "\n") == TEXT
+
+
+PIECES = st.sampled_from(
+    [
+        "=?utf-8?q?a=0d=0aBcc=3a_x?=",
+        "=?utf-8?q?",
+        "=?utf-8?b?",
+        "?=",
+        "=0d=0a",
+        "Bcc=3a_x",
+        "SGkNCkI6IGE=",
+        "=",
+        "?",
+        "é",
+        ".",
+    ]
+)
+
+
+@given(
+    subject=st.lists(PIECES | st.text(" \t\r\n\x0b\x85\u202e", max_size=2)).map("".join),
+    name=st.lists(PIECES | st.text('\\" ,', max_size=2), max_size=6).map("".join),
+    local=st.lists(PIECES, min_size=1, max_size=6).map("".join),
+)
+def test_whatever_others_wrote_a_mail_has_our_headers_or_is_none(
+    subject: str, name: str, local: str
+) -> None:
+    delivery = Delivery("d", "t1", MAIL, "approval", "", WAITING, 0, 0)
+    sender = read_mailbox("approvals@example.com")
+    try:
+        to = read_mailbox(f"{name} <{local}@example.org>")
+        message = _message(delivery, Mail("", subject, TEXT, HTML), sender, to)
+        content = _content(message, utf8=not to.address.isascii())
+    except (ValueError, LookupError, MessageError):
+        return
+    read = message_from_string(content.decode(), policy=policy.default)
+    assert read.keys() == HEADERS
+    assert [address.addr_spec for address in read["To"].addresses] == [to.address]
+
+
 # --- what is recorded of it is sealed
 
 
@@ -225,7 +302,7 @@ def test_a_mail_whose_links_would_decide_nothing_is_not_sent(
     if end == "expired":
         clock.advance(HOUR_US)
     else:
-        store.catalog.write(lambda txn: close_approval(txn, asked, end))
+        store.catalog.write(lambda txn: close_approval(txn, asked, end, keep_us=DAY_US))
         assert state(store, delivery).status == CANCELLED
         store.deliveries("t1", "tests").resend(delivery.delivery_id)
     with mail_server() as server:
@@ -256,7 +333,7 @@ def test_a_mail_that_arrived_stays_done_when_it_is_sent_again_for_nothing(store:
     with mail_server() as server:
         send_due(store, mail_settings(server))
         store.deliveries("t1", "tests").resend(delivery.delivery_id)
-        store.catalog.write(lambda txn: close_approval(txn, asked, "approved"))
+        store.catalog.write(lambda txn: close_approval(txn, asked, "approved", keep_us=DAY_US))
         assert state(store, delivery).status == DONE
         store.deliveries("t1", "tests").resend(delivery.delivery_id)
         send_due(store, mail_settings(server))
@@ -443,6 +520,9 @@ def test_a_server_that_wants_a_login_is_the_operators_to_mend(
     [
         {"subject": "one\nBcc: spy@example.org"},
         {"subject": "one\r\n\r\nbody"},
+        {"subject": "one\n"},  # which Python takes, and what follows is no header any more
+        {"to": "=?utf-8?q?a=0d=0aX-Evil=3a_1?=@example.org"},
+        {"to": "=?utf-8?q?a=0d=0aX-Evil=3a_1?= <ada@example.org>"},
         {"to": "ada@example.org\r\nRCPT TO:<spy@example.org>"},
         {"to": "ada@example.org, spy@example.org"},
         {"to": ""},
@@ -459,6 +539,24 @@ def test_what_is_no_mail_is_given_up_before_anybody_is_asked(
     failed = state(store, delivery)
     assert (failed.status, failed.attempts) == (FAILED, 1)
     assert failed.last_error.startswith("no mail can be made of it")
+
+
+def test_what_python_refuses_to_write_is_given_up(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As later ones do with a header that has a line break in it."""
+
+    def refuse(*_words: Any, **_named: Any) -> bytes:
+        raise MessageError("folded header contains newline")
+
+    monkeypatch.setattr(EmailMessage, "as_bytes", refuse)
+    with mail_server() as server:
+        delivery = enqueued(store)
+        send_due(store, mail_settings(server))
+        assert server.received == []
+    failed = state(store, delivery)
+    assert (failed.status, failed.attempts) == (FAILED, 1)
+    assert failed.last_error.startswith("no mail can be made of it: folded header")
 
 
 def test_without_a_mail_server_it_fails_at_once_and_can_be_sent_later(store: Store) -> None:
@@ -556,6 +654,71 @@ def test_a_mail_server_that_hangs_holds_no_callback(store: Store) -> None:
 
         asyncio.run(until_it_is_called())
         assert len(server.recipient_answers) >= PLACES - MAIL_PLACES
+
+
+def test_mails_of_one_tenant_that_hang_keep_none_of_another_waiting(store: Store) -> None:
+    """The mail server takes its time for the addresses of one tenant."""
+    many = [enqueued(store, f"ada{n}@slow.example", tenant="slow") for n in range(30)]
+    other = enqueued(store, tenant="zz")
+    mailer = Waiting("slow")
+
+    async def until_it_is_sent() -> None:
+        job = mailing_job(store, mailer)
+        for _ in range(5):
+            await job.step(now_us(store))
+            if state(store, other).status == DONE:
+                break
+        assert sorted(mailer.begun) == ["slow"] * TENANT_MAIL_PLACES + ["zz"]
+        mailer.go_on.set()
+        while await job.step(now_us(store)):
+            pass
+        await job.close()
+
+    asyncio.run(until_it_is_sent())
+    assert {state(store, each).status for each in many} == {DONE}
+
+
+@pytest.mark.parametrize("each", [10, 100])
+def test_tenants_take_turns_with_their_mails(store: Store, each: int) -> None:
+    """However little is due: those who were first have others after them, and not before."""
+    assert 2 * TENANT_MAIL_PLACES >= MAIL_PLACES  # two tenants have all places
+
+    for tenant in ("early", "first"):
+        for number in range(each):
+            enqueued(store, f"ada{number}@example.org", tenant=tenant)
+    last = enqueued(store, tenant="zz")
+    mailer = Waiting()
+
+    async def until_it_is_sent() -> None:
+        job = mailing_job(store, mailer)
+        while state(store, last).status != DONE:
+            assert await job.step(now_us(store))
+        await job.close()
+
+    asyncio.run(until_it_is_sent())
+    assert mailer.begun.index("zz") <= 2 * MAIL_PLACES
+
+
+@final
+class Waiting:
+    """Sends at once, but for one tenant, whose mails wait until they may go on."""
+
+    def __init__(self, tenant_id: str = "") -> None:
+        self._tenant_id = tenant_id
+        self.go_on = asyncio.Event()
+        self.begun: list[str] = []
+
+    async def send(self, delivery: Delivery, _payload: bytes) -> Outcome:
+        self.begun.append(delivery.tenant_id)
+        if delivery.tenant_id == self._tenant_id:
+            await self.go_on.wait()
+        return Outcome(250)
+
+
+def mailing_job(store: Store, mailer: Waiting) -> SendDeliveries:
+    nobody: Any = None  # no callback is due
+    sends: Any = mailer
+    return SendDeliveries(store, bytes(32), nobody, sends, ring=RING, jitter=lambda: 0.0)
 
 
 # --- killed in the middle

@@ -31,6 +31,7 @@ from cas.scrub import Scrub
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
 from cas.uploads import UploadRequest
+from tests.clocks import KEEP_US
 
 CONTENTS = 48  # few, so that writers meet each other, the condemned and the just collected
 TENANTS = ("north", "south", "west")
@@ -143,7 +144,7 @@ class Collecting:
         store = self._store
         with store.catalog.read() as snapshot:
             now_us = store.now_us(snapshot)
-            sweep = plan_sweep(snapshot, now_us)
+            sweep = plan_sweep(snapshot, now_us, keep_us=KEEP_US)
             plan = store.collector.plan(snapshot, now_us)
         ended = execute_sweep(store.catalog, sweep)
         return ended.files + ended.uploads + store.collector.execute(plan).blobs

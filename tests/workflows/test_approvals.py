@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,19 @@ import pytest
 from click.testing import CliRunner
 
 from cas.catalog import Snapshot
+from cas.catalog.local import LocalCatalog
 from cas.cli import main
 from cas.clock import DAY_US, HOUR_US, SECOND_US
-from cas.config import GatewaySettings, MailSettings, Settings, Size, StoreSettings, Url, Word
+from cas.config import (
+    GatewaySettings,
+    LimitSettings,
+    MailSettings,
+    Settings,
+    Size,
+    StoreSettings,
+    Url,
+    Word,
+)
 from cas.dating import date
 from cas.deliveries import Outcome, opened_payload, payload_of, record_attempt, reseal_mails
 from cas.errors import (
@@ -30,16 +40,23 @@ from cas.errors import (
     LinkExpired,
     NotFound,
     RunEnded,
+    TooManyApprovals,
+    TooManyMails,
 )
 from cas.events import subscribe
 from cas.keys import Keys
 from cas.once import OnceKey, step_key
 from cas.records import APPROVED, REJECTED, Approval, Delivery, Event, Run, Subscription
 from cas.references import DIRECT_RUN
+from cas.sealing import seal
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
-from tests.clocks import START_US, HandClock
+from cas.totals import approvals_of, mails_of, miscounted_totals
+from tests.clocks import KEEP_US, START_US, HandClock
 from workflows.approvals import ApprovalLink, ApprovalRequest, Approvals
+from workflows.embedded import EmbeddedPlace
+from workflows.mails import approval_mail
+from workflows.tools.toolbox import Toolbox
 from workflows.views import Workflows
 
 BASE = "https://files.example.org"
@@ -204,6 +221,83 @@ def test_a_clients_key_is_good_for_one_question(workflows: Workflows) -> None:
         request(workflows, OnceKey("approvals", "k", b"two"))
 
 
+def test_so_many_approvals_of_a_tenant_are_remembered_and_no_more(
+    memory: Path, clock: HandClock
+) -> None:
+    """Those that have ended, too, until they are forgotten."""
+    limited = msgspec.structs.replace(PLAIN, limits=LimitSettings(tenant_approvals=2))
+    for workflows in opened(memory, clock, limited):
+        key = OnceKey("approvals", "k", b"the same")
+        first = request(workflows, key)
+        approvals(workflows).cancel(first.approval_id)
+        request(workflows)
+        with pytest.raises(TooManyApprovals) as refused:
+            request(workflows, OnceKey("approvals", "later", b""), approval_key="another")
+        assert (refused.value.limit, refused.value.remembered) == (2, 2)
+        assert request(workflows, key).approval_id == first.approval_id  # it is there
+        approvals(workflows, "other").request(ApprovalRequest("payment", "Pay 100?"))
+        clock.advance(31 * DAY_US)
+        sweep(workflows)  # the first is forgotten, the second expires
+        request(workflows, OnceKey("approvals", "later", b""), approval_key="another")
+        with pytest.raises(TooManyApprovals):
+            request(workflows)
+        with workflows._store.catalog.read() as snapshot:
+            assert (approvals_of(snapshot, "acme"), approvals_of(snapshot, "other")) == (2, 1)
+            assert miscounted_totals(snapshot) == []
+
+
+def test_so_many_mails_of_a_tenant_wait_to_go_out_and_no_more(
+    memory: Path, clock: HandClock
+) -> None:
+    limited = msgspec.structs.replace(MAILING, limits=LimitSettings(tenant_mails=3))
+    for workflows in opened(memory, clock, limited):
+        first = request(workflows, addressees=["ada@example.org", "bob@example.org", "the board"])
+        with pytest.raises(TooManyMails) as refused:
+            request(workflows, approval_key="b", addressees=["a@example.org", "b@example.org"])
+        assert (refused.value.limit, refused.value.waiting, refused.value.needed) == (3, 2, 2)
+        assert len(approvals(workflows).list().items) == 1
+        request(workflows, approval_key="c", addressees=["ada@example.org"])
+        request(workflows, approval_key="d", addressees=["the board"])  # which is not mailed
+        eve = approvals(workflows, "other")
+        eve.request(ApprovalRequest("payment", "Pay 100?", addressees=["eve@example.org"]))
+
+        # One goes out, one is given up, one is called off: there is room again.
+        catalog = workflows._store.catalog
+        sent, refused_mail = (
+            each.delivery_id for each, _ in mails(workflows) if each.subject == first.approval_id
+        )
+        record_attempt(catalog, sent, Outcome(250), give_up_after_us=DAY_US, jitter=0.0)
+        gone = Outcome(550, "no such user", hopeless=True)
+        record_attempt(catalog, refused_mail, gone, give_up_after_us=DAY_US, jitter=0.0)
+        request(workflows, approval_key="b", addressees=["a@example.org", "b@example.org"])
+        with catalog.read() as snapshot:
+            assert (mails_of(snapshot, "acme"), mails_of(snapshot, "other")) == (3, 1)
+        approvals(workflows).cancel(approvals(workflows).list().items[0].approval_id)
+        with catalog.read() as snapshot:
+            assert mails_of(snapshot, "acme") == 1
+            assert miscounted_totals(snapshot) == []
+
+
+def test_limits_of_zero_are_none(memory: Path, clock: HandClock) -> None:
+    none = LimitSettings(tenant_approvals=0, tenant_mails=0)
+    for workflows in opened(memory, clock, msgspec.structs.replace(MAILING, limits=none)):
+        for number in range(3):
+            request(workflows, approval_key=f"k{number}", addressees=["ada@example.org"])
+        assert len(mails(workflows)) == 3
+
+
+def test_a_step_that_asks_for_more_than_may_be_fails_with_it(
+    memory: Path, clock: HandClock
+) -> None:
+    limited = msgspec.structs.replace(PLAIN, limits=LimitSettings(tenant_approvals=1))
+    for workflows in opened(memory, clock, limited):
+        place = EmbeddedPlace(workflows._store, workflows, "acme", "ann")
+        tools = Toolbox(place, run="run-1")
+        tools.workflow.request_approval("one", "Pay 100?", wait=False)
+        with pytest.raises(TooManyApprovals):
+            tools.workflow.request_approval("two", "Pay 100?", wait=False)
+
+
 def test_a_tenant_sees_its_own_only(workflows: Workflows, clock: HandClock) -> None:
     ours = []
     for number, run in enumerate(("run-1", "run-2", "run-1")):
@@ -258,6 +352,26 @@ def test_a_mail_says_when_its_links_decide_at_once(mailing: Workflows) -> None:
     [(_, mail)] = mails(mailing)
     assert "Opening a link decides at once" in mail["text"]
     assert "Opening a link decides at once" in mail["html"]
+
+
+def test_mails_are_written_before_others_have_to_wait_for_them(
+    mailing: Workflows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to 50 of them: in the transaction nobody else could write meanwhile."""
+    told: list[str] = []
+
+    def telling(what: str, really: Callable[..., Any]) -> Callable[..., Any]:
+        def tells(*words: Any, **named: Any) -> Any:
+            told.append(what)
+            return really(*words, **named)
+
+        return tells
+
+    monkeypatch.setattr("workflows.approvals.approval_mail", telling("written", approval_mail))
+    monkeypatch.setattr("cas.deliveries.seal", telling("sealed", seal))
+    monkeypatch.setattr(LocalCatalog, "write", telling("recorded", LocalCatalog.write))
+    request(mailing, addressees=["ada@example.org", "bob@example.org"])
+    assert told == ["written", "sealed"] * 2 + ["recorded"]
 
 
 def test_nobody_is_mailed_where_no_mail_is_sent(workflows: Workflows) -> None:
@@ -680,7 +794,7 @@ def test_the_sweep_tells_the_run_that_nobody_decided_and_forgets_it_later(
 def sweep(workflows: Workflows) -> None:
     store = workflows._store
     with store.catalog.read() as snapshot:
-        plan = plan_sweep(snapshot, store.now_us(snapshot))
+        plan = plan_sweep(snapshot, store.now_us(snapshot), keep_us=KEEP_US)
     execute_sweep(store.catalog, plan)
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from highway_dsl import WorkflowBuilder
 
+from cas.alone import is_held
 from cas.cli.call import Call
-from cas.errors import CatalogFailed
+from cas.errors import CatalogFailed, InvalidRequest
+from cas.runner import PLACE
 from cas.setting_sources import load_settings
 from cas.store import Store
 from tests.conftest import CHECKOUT
@@ -22,7 +24,7 @@ from tests.end_to_end.nodes import environ_of, until
 from tests.gateway.served import WITH_RUNNER, serving
 from tests.workflows.running import ACTOR, TENANT, bench
 from workflows.engine.runner import Runner
-from workflows.runs_cli import LocalRuns, follow
+from workflows.runs_cli import LocalRuns, follow, read_definition
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +53,23 @@ def get_workflow():
         kwargs={"event_name": "{{asked.event_name}}"},
         result_key="sent",
     )
+    return builder.build()
+"""
+APPROVE = """
+from highway_dsl import WorkflowBuilder
+
+def get_workflow():
+    builder = WorkflowBuilder(name="approving")
+    asks = {"approval_key": "pay", "title": "Pay?", "addressees": ["Ada", "Bob"]}
+    builder.task("ask", "tools.workflow.request_approval", kwargs=asks, result_key="decision")
+    return builder.build()
+"""
+SHELL = """
+from highway_dsl import WorkflowBuilder
+
+def get_workflow():
+    builder = WorkflowBuilder(name="shelling")
+    builder.task("say", "tools.shell.run", args=["echo {{who | default('nobody')}}"])
     return builder.build()
 """
 URL = {"GATEWAY__PUBLIC_URL": "https://files.example.org"}
@@ -120,6 +139,119 @@ def test_a_definition_that_cannot_run_is_one_line(
         assert len(ran.stderr.strip().splitlines()) == 1, ran.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("def get_workflow(:\n", "line 1: SyntaxError: invalid syntax"),
+        ("\nimport no_such_thing\n", "line 2 in <module>: ModuleNotFoundError: No module named"),
+        (
+            "def halve(n):\n    return n // 0\n\ndef get_workflow():\n    return halve(1)\n",
+            "line 5 in get_workflow, line 2 in halve: ZeroDivisionError: integer division",
+        ),
+        # highway_dsl's own refusal, which has many lines.
+        (
+            KEEP.replace('builder.task(\n        "keep"', "builder.task(\n        7"),
+            r"line 6 in get_workflow: ValidationError: ",
+        ),
+        ("import sys\nsys.exit('no such day')\n", "line 2 in <module>: SystemExit: no such day"),
+        ("x = 1\n", r"it has no get_workflow\(\)"),
+        (
+            "def get_workflow():\n    return 1\n",
+            r"get_workflow\(\) gives no workflow of highway_dsl",
+        ),
+    ],
+)
+def test_a_mistake_in_a_file_is_told_by_its_line(tmp_path: Path, text: str, reason: str) -> None:
+    file = tmp_path / "flow.py"
+    file.write_text(text)
+    with pytest.raises(InvalidRequest, match=f"^field 'FILE': {file}[:,] {reason}") as refused:
+        read_definition(file)
+    assert "\n" not in str(refused.value)
+    assert "importlib" not in str(refused.value)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "flow.json").write_bytes(b"\xff{}")
+    with pytest.raises(InvalidRequest, match="not UTF-8 text"):
+        read_definition(tmp_path / "flow.json")
+
+
+def test_without_an_address_a_run_says_how_it_would_get_one(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "ask.py").write_text(ASK)
+    environ = {**environ_of(root, {}), "PYTHONWARNINGS": "default"}
+    ran = blobcask(environ, "workflow", "run", str(tmp_path / "ask.py"))
+    assert ran.returncode == 11
+    assert "[gateway] public_url is not set: " in ran.stdout
+    assert "start `blobcask serve`" in ran.stdout
+
+
+def test_what_may_not_run_here_is_refused_before_anybody_does_his_part(
+    root: Path, tmp_path: Path
+) -> None:
+    """Not where a runner is at work: it has settings of its own."""
+    (tmp_path / "shell.py").write_text(SHELL)
+    submit = ("workflow", "run", str(tmp_path / "shell.py"))
+    with serving(root, WITH_RUNNER, WORKFLOWS__ALLOW_SHELL="yes") as served:
+        until("the runner is there", lambda: is_held(root / PLACE))
+        beside = {**environ_of(root, URL), "PYTHONWARNINGS": "default"}
+        ran = blobcask(beside, *submit)
+        assert ran.returncode == 0, ran.stderr
+    sentence = "tools.shell.run: not allowed here: the operator sets [workflows] allow_shell = yes"
+    here = blobcask(beside, *submit)
+    assert (here.returncode, sentence in here.stderr) == (2, True)
+    with serving(root, WITH_RUNNER) as served:
+        to_server = ("--server", served.address, "--token", served.token("manage_workflows"))
+        afar = blobcask(beside, *submit, *to_server)
+        assert (afar.returncode, sentence in afar.stderr) == (2, True)
+        listed = blobcask(beside, "workflow", "list", "--json", *to_server)
+        assert len(json.loads(listed.stdout)["runs"]) == 1
+
+
+def test_the_links_of_an_approval_are_told_whole(
+    environ: Mapping[str, str], root: Path, tmp_path: Path
+) -> None:
+    """Where no mail is set up, nobody else tells them."""
+    (tmp_path / "approve.py").write_text(APPROVE)
+    with asking(environ, tmp_path / "approve.py", "ask") as (process, run_id):
+        assert process.stderr is not None
+        told = [process.stderr.readline() for _ in range(4)]
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    form = json.loads(blobcask(environ, "workflow", "show", run_id, "--json").stdout)
+    (step,) = form["steps"]
+    lines = [
+        f"    {link['addressee']} {does}: {link[which]}\n"
+        for link in step["shown"]["links"]
+        for does, which in (("approves", "approve_url"), ("rejects", "reject_url"))
+    ]
+    assert len(lines) == 4
+    assert told == lines
+    shown = blobcask(environ, "workflow", "show", run_id)
+    assert "".join(lines) in shown.stdout
+    shows = blobcask(environ, "workflow", "show", run_id, "--step", "ask")
+    assert json.loads(shows.stdout) == step["shown"]
+    with serving(root) as served:  # which tells the same of it
+        to_server = ("--server", served.address, "--token", served.token("manage_workflows"))
+        afar = blobcask(environ, "workflow", "show", run_id, "--step", "ask", *to_server)
+        assert json.loads(afar.stdout) == step["shown"]
+        absent = blobcask(environ, "workflow", "show", run_id, "--step", "none", *to_server)
+        assert absent.returncode == 3
+
+
+def test_an_address_in_a_long_variable_is_whole(environ: Mapping[str, str], file: Path) -> None:
+    url = f"https://files.example.org/{'y' * 300}?signature=z"
+    name = f"{'x' * 150} {url} {'x' * 150}"
+    ran = blobcask(environ, "workflow", "run", str(file), "--input", f"name={name}")
+    assert ran.returncode == 0, ran.stderr
+    assert f"name = {'x' * 150} {url}…\n" in ran.stdout
+
+
+def test_the_help_says_how_a_run_that_fails_ends() -> None:
+    told = blobcask(os.environ, "--help").stdout
+    (line,) = (line for line in told.splitlines() if line.strip().startswith("11 "))
+    assert "failed or was cancelled" in line
+
+
 def test_an_interrupted_run_is_gone_on_with(
     environ: Mapping[str, str], tmp_path: Path, root: Path
 ) -> None:
@@ -147,9 +279,10 @@ def test_an_interrupted_run_is_gone_on_with(
 
 
 class asking:  # noqa: N801  used as a function
-    """`workflow run` of a workflow that waits for a person, once it waits."""
+    """`workflow run` of a workflow that waits for a person, once its `step` waits."""
 
-    def __init__(self, environ: Mapping[str, str], file: Path) -> None:
+    def __init__(self, environ: Mapping[str, str], file: Path, step: str = "wait") -> None:
+        self._step = step
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cas", "workflow", "run", str(file)],
             env=environ,
@@ -166,7 +299,7 @@ class asking:  # noqa: N801  used as a function
         for line in self._process.stderr:
             if line.startswith("Run "):
                 run_id = line.split()[1]
-            if "wait: waiting" in line:
+            if f"{self._step}: waiting" in line:
                 break
         assert run_id
         return self._process, run_id

@@ -66,6 +66,54 @@ def test_a_task_keeps_what_it_calls_and_what_it_waits_for() -> None:
     assert definition.tasks["b"].dependencies == ["a"]
 
 
+def layers(width: int, count: int) -> dict[str, Any]:
+    """Joins each of which waits for all of the layer before."""
+    names = [[f"t{layer}_{number}" for number in range(width)] for layer in range(count)]
+    return {
+        name: {
+            "task_id": name,
+            "operator_type": "join",
+            "join_tasks": names[layer - 1] if layer else [],
+            "join_mode": "all_of",
+        }
+        for layer, row in enumerate(names)
+        for name in row
+    }
+
+
+def text_of(tasks: dict[str, Any]) -> str:
+    return json.dumps({"name": "d", "tasks": tasks})
+
+
+def test_who_waits_for_whom_has_a_limit() -> None:
+    assert len(Definition.parse(text_of(layers(30, 4))).tasks) == 120
+    with pytest.raises(InvalidWorkflow, match=r"3600 dependencies.* more than 3000; .* one join"):
+        Definition.parse(text_of(layers(30, 5)))
+    branch = {"name": "b", "tasks": layers(30, 5)}
+    fork = {
+        "task_id": "fork",
+        "operator_type": "parallel",
+        "branches": {"b": list(layers(30, 5))},
+        "branch_workflows": {"b": branch},
+    }
+    with pytest.raises(InvalidWorkflow, match="3600 dependencies"):
+        Definition.parse(text_of({"fork": fork}))
+
+
+def test_what_follows_from_others_does_not_count_as_a_dependency() -> None:
+    names = [f"t{number}" for number in range(300)]
+    tasks = {
+        name: {
+            "task_id": name,
+            "operator_type": "join",
+            "join_tasks": names[:number],
+            "join_mode": "all_of",
+        }
+        for number, name in enumerate(names)
+    }
+    assert len(Definition.parse(text_of(tasks)).tasks["t299"].dependencies) == 299
+
+
 def test_yaml_and_json_mean_the_same() -> None:
     builder = WorkflowBuilder(name="example")
     builder.task("a", "t.one").wait("pause", timedelta(minutes=5)).emit_event("tell", "done")
@@ -498,7 +546,7 @@ def test_retries_are_of_tasks_and_of_events_that_are_emitted() -> None:
 @pytest.mark.parametrize("name", ["", "e" * 256, "a\nb"])
 def test_an_event_has_a_name_that_events_can_have(name: str) -> None:
     for build in (lambda b: b.wait_for_event("a", name), lambda b: b.emit_event("a", name)):
-        assert "event_name has 1 to 255 printable characters" in str(refused(build))
+        assert "event_name: 1 to 255 printable characters" in str(refused(build))
 
 
 @pytest.mark.parametrize("name", ["upload_x", "approval_x", "webhook_x"])
@@ -554,6 +602,8 @@ def test_tools_that_are_not_there_are_named() -> None:
     definition.check_tools(["t.odd"])
     with pytest.raises(InvalidWorkflow, match=r"t\.odd"):
         definition.check_tools(["t.even"])
+    with pytest.raises(InvalidWorkflow, match=r"'one': t\.odd: not on Sundays"):
+        definition.check_tools(["t.odd"], {"t.odd": "not on Sundays"})
 
 
 @pytest.mark.parametrize("where", ["name", "variables", "data", "key"])

@@ -23,8 +23,8 @@ PLENTY = 1 << 20
 _FONT = "/Resources << /Font << /F << /Type /Font /Subtype /Type1 /BaseFont /Times >> >> >>"
 
 
-def pdf(data: bytes, text_bytes_max: int = PLENTY) -> Document:
-    return read_document(data, "application/pdf", "x.pdf", text_bytes_max)
+def pdf(data: bytes, text_bytes_max: int = PLENTY, tenant: str = "acme") -> Document:
+    return read_document(tenant, data, "application/pdf", "x.pdf", text_bytes_max)
 
 
 def plain(text: str) -> str:
@@ -42,14 +42,14 @@ def test_all_prose_of_a_paper_is_read(paper: Paper) -> None:
 
 def test_a_pdf_is_known_by_its_bytes_and_by_its_type() -> None:
     data = pdf_of(["Whatever the browser said about this file, it is what it is."])
-    found = read_document(data, "application/octet-stream", "x", PLENTY)
+    found = read_document("acme", data, "application/octet-stream", "x", PLENTY)
     assert (found.content_type, found.text[:8]) == ("application/pdf", "Whatever")
     with pytest.raises(Unreadable, match="damaged, or none"):
         pdf(b"I am no PDF")
 
 
 def test_a_text_that_begins_later_with_the_mark_is_no_pdf() -> None:
-    assert read_document(b"A file begins with %PDF-1.7", "text/plain", "x", PLENTY).text
+    assert read_document("acme", b"A file begins with %PDF-1.7", "text/plain", "x", PLENTY).text
 
 
 def test_a_scan_is_refused_rather_than_passed_on_empty() -> None:
@@ -137,10 +137,35 @@ def test_only_a_few_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess, "run", run)
     data = pdf_of(["Read me."])
-    with ThreadPoolExecutor(2 * count) as pool:
-        texts = [one.text for one in pool.map(lambda _: pdf(data), range(2 * count))]
-    assert texts == ["Read me."] * (2 * count)
+    tenants = ["acme", "zeta"] * count
+    with ThreadPoolExecutor(len(tenants)) as pool:
+        texts = [one.text for one in pool.map(lambda tenant: pdf(data, tenant=tenant), tenants)]
+    assert texts == ["Read me."] * len(tenants)
     assert most == count
+
+
+def test_the_files_of_one_tenant_leave_a_place_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
+    held: list[int] = []
+    real = subprocess.run
+
+    def run(*given: Any, **more: Any) -> Any:
+        if threading.current_thread().name.startswith("acme") and not go_on.is_set():
+            held.append(threading.get_ident())
+            begun.release()
+            go_on.wait(60)
+        return real(*given, **more)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    data = pdf_of(["Read me."])
+    with ThreadPoolExecutor(2 * confined.AT_ONCE, thread_name_prefix="acme") as pool:
+        slow = [pool.submit(pdf, data) for _ in range(2 * confined.AT_ONCE)]
+        for _ in range(confined.AT_ONCE_OF_A_TENANT):
+            assert begun.acquire(timeout=60)
+        assert pdf(data, tenant="zeta").text == "Read me."
+        assert len(held) == confined.AT_ONCE_OF_A_TENANT < confined.AT_ONCE
+        go_on.set()
+    assert [one.result().text for one in slow] == ["Read me."] * len(slow)
 
 
 def test_running_heads_and_page_numbers_are_left_out() -> None:
@@ -173,7 +198,7 @@ def test_a_title_that_is_none_is_not_taken(title: str) -> None:
     ],
 )
 def test_texts_are_read_as_utf8(content_type: str, data: bytes, text: str) -> None:
-    assert read_document(data, content_type, "x", PLENTY).text == text
+    assert read_document("acme", data, content_type, "x", PLENTY).text == text
 
 
 @pytest.mark.parametrize(
@@ -187,7 +212,7 @@ def test_texts_are_read_as_utf8(content_type: str, data: bytes, text: str) -> No
 )
 def test_what_has_no_text_is_refused(content_type: str, data: bytes, says: str) -> None:
     with pytest.raises(Unreadable, match=says):
-        read_document(data, content_type, "x", 10)
+        read_document("acme", data, content_type, "x", 10)
 
 
 def test_a_name_stays_in_its_line() -> None:

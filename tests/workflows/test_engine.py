@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import msgspec
 import pytest
-from highway_dsl import TimeoutPolicy, WorkflowBuilder
+from highway_dsl import JoinMode, TimeoutPolicy, WorkflowBuilder
+from stabilize.models.workflow import Workflow
 from stabilize.persistence.sqlite import SqliteWorkflowStore
 from stabilize.queue.messages import Message, StartWorkflow
 from stabilize.queue.sqlite import SqliteQueue
@@ -34,18 +35,21 @@ from cas.records import (
     Run,
     RunText,
     Step,
+    Subscription,
 )
 from cas.restored import RESTORED_TIME, accept
 from tests.workflows.running import ACTOR, TENANT, Bench, bench, scratch, until
 from workflows.definitions import Definition
+from workflows.engine import work
 from workflows.engine.database import Database, _Queue
 from workflows.engine.plan import Plan
-from workflows.engine.shares import Shares
+from workflows.engine.shares import Places, Shares
 from workflows.engine.spots import FORK, Execution, Spot
 from workflows.engine.steps import Steps
 from workflows.run_log import RunLog
 from workflows.run_view import RunView
-from workflows.tools import Calling
+from workflows.tools import Calling, Waiting
+from workflows.tools.registry import raw
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,18 @@ def results(view: RunView) -> dict[str, Any]:
 
 def statuses(view: RunView) -> dict[str, str]:
     return {f"{step.step_id}#{step.iteration}".rstrip("#"): step.status for step in view.steps}
+
+
+def end_the_time(made: Bench, run: str, wait: str) -> None:
+    """The time of a wait that takes long is over now."""
+
+    def change(txn: Transaction) -> None:
+        found = txn.get(Subscription, subscription_id(TENANT, run, wait))
+        assert found is not None
+        now_us, seq = txn.now_us, txn.position.seq + 1
+        txn.replace(msgspec.structs.replace(found, expires_at=now_us, open_until=now_us, seq=seq))
+
+    made.store.catalog.write(change)
 
 
 def test_steps_run_one_after_the_other_and_see_the_results_before_them(shared: Bench) -> None:
@@ -234,10 +250,14 @@ def test_a_foreach_has_the_time_its_policy_gives_it(shared: Bench) -> None:
         "each",
         "{{names}}",
         lambda body: body.task("one", "t.wait", kwargs={"name": "no {{item}}"}),
-        timeout_policy=TimeoutPolicy(timeout=timedelta(seconds=0.3)),
+        timeout_policy=TimeoutPolicy(timeout=timedelta(hours=1)),
     )
-    view = shared.run(flow, names=["x", "y"])
-    assert view.run.error == "each: foreach: it took longer than 0.3 s"
+    run = shared.submit(flow, names=["x", "y"])
+    shared.until_status(run, "each", WAITING)
+    shared.until_status(run, "one", WAITING, "0")
+    end_the_time(shared, run, "each!time")
+    view = shared.ended(run)
+    assert view.run.error == "each: foreach: it took longer than 3600 s"
     assert statuses(view)["one#0"] == CANCELLED
 
 
@@ -269,14 +289,16 @@ def test_the_items_of_a_loop_whose_time_is_over_go_on_no_more(shared: Bench) -> 
             .task("one", "t.hold")
             .task("two", "t.say", args=["gone on"])
         ),
-        timeout_policy=TimeoutPolicy(timeout=timedelta(seconds=1)),
+        timeout_policy=TimeoutPolicy(timeout=timedelta(hours=1)),
     )
     flow.task("clean", "t.wait", args=["over clean"], trigger_rule="all_done")
     run = shared.submit(flow, names=["x", "y"])
     shared.until_status(run, "ask", WAITING, "0")
     shared.until_status(run, "ask", WAITING, "1")
+    shared.until_status(run, "each", WAITING)
     shared.events.emit("over x", 1)
     assert works.wait(60)
+    end_the_time(shared, run, "each!time")
     shared.until_status(run, "clean", WAITING)
     view = shared.view(run)
     assert statuses(view) | {"each": FAILED} == {
@@ -567,6 +589,106 @@ def test_a_result_that_is_too_long_is_refused(root: Path) -> None:
         flow = WorkflowBuilder(name="long")
         flow.task("one", "t.say", args=["x" * 2000])
         assert "result_max" in made.run(flow).run.error
+
+
+@pytest.mark.parametrize("where", ["result", "shown", "then"])
+def test_what_holds_itself_is_no_result(shared: Bench, where: str) -> None:
+    """Such as a tree whose members know what they are in."""
+    root: dict[str, Any] = {"name": "root"}
+    root["children"] = [{"name": name, "parent": root} for name in "abc"]
+
+    def tree(calling: Calling) -> Any:
+        if where == "result":
+            return root
+        shown = root if where == "shown" else None
+        return Waiting("t.tree", "tree", None, 0.0, shown, lambda claimed: root)
+
+    def at_once(calling: Calling) -> Waiting:
+        return Waiting("t.tree", "tree of then", then=lambda claimed: root)
+
+    shared.registry.add(f"t.tree_{where}", at_once if where == "then" else tree)
+    shared.events.emit("tree of then", 1, hold_us=60_000_000)
+    flow = WorkflowBuilder(name="tree")
+    flow.task("one", f"t.tree_{where}")
+    error = shared.run(flow).run.error
+    assert "more than 100 levels, as what holds itself has" in error
+    assert ("shows" in error) == (where == "shown")
+
+
+def test_a_result_that_is_endless_when_it_is_written_is_refused(shared: Bench) -> None:
+    def endless(calling: Calling) -> Any:
+        value: list[Any] = []
+        for _ in range(60):
+            value = [value, value]
+        return value
+
+    shared.registry.add("t.endless", endless)
+    flow = WorkflowBuilder(name="endless")
+    flow.task("one", "t.endless")
+    assert "bytes, more than the 1048576 of [workflows] result_max" in shared.run(flow).run.error
+
+
+def test_a_step_cannot_read_more_than_its_share(shared: Bench) -> None:
+    """A list of empty lists is a twentieth of its objects; joined with itself it doubles."""
+    calls: list[Any] = []
+    shared.registry.add("t.wide", lambda calling: [[]] * 80_000)
+    shared.registry.add("t.take", lambda calling, what: calls.append(what))
+    flow = WorkflowBuilder(name="doubled")
+    flow.task("a", "t.wide")
+    for one, two in zip("abc", "bcd", strict=True):
+        for name in (two, f"{two}2"):
+            before = [one] if one == "a" else [one, f"{one}2"]
+            flow.join(name, before, JoinMode.ALL_SUCCESS, dependencies=[])
+    flow.task("test", "t.take", args=["{{d is defined}}"], dependencies=["d", "d2"])
+    flow.task("read", "t.take", args=["{{d}}"], dependencies=["test"])
+    error = shared.run(flow).run.error
+    assert calls == [True]
+    assert "read: workflow 'd': its " in error
+    assert "as objects" in error
+
+
+def test_what_is_put_together_has_a_limit(shared: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "TOGETHER_BYTES_MAX", 1000)
+    for kind in ("join", "parallel", "foreach"):
+        flow = WorkflowBuilder(name=kind)
+        if kind == "join":
+            flow.task("a", "t.say", args=["x" * 600], dependencies=[])
+            flow.task("b", "t.say", args=["x" * 600], dependencies=[])
+            flow.join("all", ["a", "b"], JoinMode.ALL_SUCCESS, dependencies=[])
+        elif kind == "parallel":
+            flow.parallel(
+                "all",
+                {
+                    "l": lambda branch: branch.task("a", "t.say", args=["x" * 600]),
+                    "r": lambda branch: branch.task("b", "t.say", args=["x" * 600]),
+                },
+            )
+        else:
+            flow.foreach("all", "{{ns}}", lambda body: body.task("a", "t.say", args=["x" * 600]))
+        error = shared.run(flow, ns=[1, 2]).run.error
+        assert f"all: {kind}: the results that it puts together have more than 1000 bytes" in error
+
+
+def test_a_tool_that_fills_in_itself_may_change_what_it_is_given(shared: Bench) -> None:
+    """Another attempt is given what the definition says."""
+    seen: list[Any] = []
+
+    @raw
+    def change(calling: Calling, words: list[str], **more: Any) -> int:
+        seen.append((list(words), dict(more["of"])))
+        words.append("again")
+        more["of"].clear()
+        if calling.attempt < 2:
+            raise OSError("once")
+        return calling.attempt
+
+    shared.registry.add("t.change", change)
+    flow = WorkflowBuilder(name="changed")
+    flow.task("one", "t.change", args=[["{{x}}"]], kwargs={"of": {"a": "{{y}}"}}).retry(
+        max_retries=1, delay=timedelta(0)
+    )
+    assert shared.run(flow).run.status == COMPLETED
+    assert seen == [(["{{x}}"], {"a": "{{y}}"})] * 2
 
 
 @pytest.mark.parametrize(("levels", "status"), [(100, COMPLETED), (101, FAILED)])
@@ -923,6 +1045,68 @@ def test_a_ring_that_fails_delays_no_other(root: Path, monkeypatch: pytest.Monke
         assert len(tried) == 1  # it comes again later, and nobody waits for that
 
 
+def test_others_go_on_while_a_run_that_ended_is_forgotten(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.engine.runner._ROUND_S", 0.05)
+    forgetting, begun, done = Database.forgetting, threading.Event(), threading.Event()
+
+    def large(database: Database, run: str) -> Iterator[None]:
+        begun.set()
+        while not done.is_set():
+            yield
+        yield from forgetting(database, run)
+
+    monkeypatch.setattr(Database, "forgetting", large)
+    with bench(root) as made:
+        made.start()
+        made.cancel(waiting(made, "never"))
+        assert begun.wait(60)
+        other = waiting(made, "go")
+        made.events.emit("go", 1)
+        assert made.ended(other).run.status == COMPLETED
+        done.set()
+        runner = made._runner
+        assert runner is not None
+        until(lambda: not runner._steps.database.runs(), "all is forgotten")
+
+
+def test_an_item_that_ended_for_nothing_is_rung_for_until_its_loop_begins_it_anew(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.engine.runner._ROUND_S", 0.05)
+    with bench(root) as made:
+        made.start()
+        flow = WorkflowBuilder(name="items")
+        flow.foreach("each", "{{ns}}", lambda body: body.wait_for_event("one", "go {{item}}"))
+        run = made.submit(flow, ns=[0, 1])
+        made.until_status(run, "each", WAITING)
+        runner = made._runner
+        assert runner is not None
+        database = runner._steps.database
+        until(lambda: len(list(database.sleeping(run))) == 3, "the loop and its items sleep")
+        ring, tried = Database.ring, []
+
+        def broken_once(database: Database, execution: Execution, spot: Spot) -> None:
+            if spot.task == "each":
+                tried.append(spot)
+                if len(tried) == 1:
+                    raise sqlite3.OperationalError("database or disk is full")
+            ring(database, execution, spot)
+
+        monkeypatch.setattr(Database, "ring", broken_once)
+        connection = database._store._get_connection()
+        connection.execute(
+            "UPDATE pipeline_executions SET status = 'SUCCEEDED', end_time = 1 WHERE id = ?",
+            (Execution(run, "each", "0").identifier,),
+        )
+        connection.commit()
+        made.events.emit("go 0", 1, hold_us=60_000_000)
+        made.events.emit("go 1", 1, hold_us=60_000_000)
+        assert made.ended(run).run.status == COMPLETED
+        assert len(tried) > 1
+
+
 def test_a_ring_that_failed_comes_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workflows.engine.runner._ROUND_S", 0.1)
     with bench(root) as made:
@@ -947,8 +1131,11 @@ def queue(tmp_path: Path) -> Iterator[tuple[_Queue, list[float]]]:
     back_s = [0.0]
     url = f"sqlite:///{tmp_path / 'engine.db'}"
     store = SqliteWorkflowStore(url, create_tables=True)
-    made = _Queue(url, lambda place: None, Shares(1), lambda: time.time() - back_s[0])
+    made = _Queue(url, lambda place: None, Shares(1), Places(1), lambda: time.time() - back_s[0])
     made._create_table()
+    begun = Workflow.create(application="run", name="run", stages=[])
+    begun.id = "x"
+    store.store(begun)
     yield made, back_s
     made.close()
     store.close()

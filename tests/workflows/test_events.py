@@ -23,11 +23,11 @@ from cas.errors import (
     TooLarge,
     TooManyHeld,
 )
-from cas.events import append_event
+from cas.events import Room, append_event
 from cas.once import OnceKey
 from cas.records import EVENT_BYTES, Event, Subscription
 from cas.store import Store
-from tests.clocks import HandClock
+from tests.clocks import KEEP_US, HandClock
 from tests.workflows.neighbour import PATIENCE_S, until
 from workflows.events import Events
 from workflows.notation import LEVELS_MAX
@@ -122,7 +122,7 @@ def test_what_is_held_has_a_limit_and_what_is_given_has_none(
         SETTINGS.events,
         tenant_id="acme",
         actor="ada",
-        held_bytes_max=2 * EVENT_BYTES,
+        room=Room(2 * EVENT_BYTES),
     )
     key = OnceKey("events", "client-1", b"question")
     events.emit("paid", 1, hold_us=HOUR_US)
@@ -411,6 +411,8 @@ def test_events_and_waits_that_race_always_meet(events: Events, store: Store) ->
 def test_an_upload_that_was_completed_before_is_an_event_for_each_run(
     events: Events, store: Store
 ) -> None:
-    store.catalog.write(lambda txn: append_event(txn, "acme", "upload_1", {"files": [1]}))
+    store.catalog.write(
+        lambda txn: append_event(txn, "acme", "upload_1", {"files": [1]}, keep_us=KEEP_US)
+    )
     for run in ("run-1", "run-2", "direct"):
         assert events.wait("upload_1", run=run, step="a").payload == {"files": [1]}

@@ -19,7 +19,7 @@ COMBINE = "Combine these paper summaries into a cohesive research digest documen
 
 
 def source_of(paper: Paper) -> Source:
-    found = read_document(paper.data, "application/pdf", paper.filename, 1 << 20)
+    found = read_document("acme", paper.data, "application/pdf", paper.filename, 1 << 20)
     return Source(found.text, found.title)
 
 

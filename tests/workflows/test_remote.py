@@ -28,6 +28,7 @@ from cas.keys import load_keys
 from cas.once import OnceKey
 from cas.remote import RemoteStore
 from cas.store import Store
+from tests.clocks import KEEP_US
 from tests.gateway.served import Served, serving
 from workflows.remote import RemotePlace
 from workflows.run_log import RunLog
@@ -198,13 +199,13 @@ def test_a_wait_that_is_over_takes_no_event_from_others(store: RemoteStore) -> N
 
 def test_runs_are_told_alike_here_and_from_afar(store: RemoteStore, served: Served) -> None:
     flow = WorkflowBuilder(name="told")
-    flow.task("50% é", "tools.shell.run")
+    flow.task("50% é", "tools.storage.store")
     settings = Settings(store=StoreSettings(root=served.root))
     with Store.open(served.root, settings) as here:
         workflows = Workflows(here, load_keys(settings))
         local, remote = LocalRuns(here, workflows, "default", "ann"), store.runs()
         run = remote.submit(flow.build().to_json(), {})["run_id"]
-        log = RunLog(here.catalog, run)
+        log = RunLog(here.catalog, run, keep_us=KEEP_US, events_keep_us=KEEP_US)
         values = {"": {"a": ["é", None, 1.5]}, "0": "x" * TOLD_BYTES_MAX, "2.0": None}
         for iteration, value in values.items():
             log.begin("50% é", iteration)

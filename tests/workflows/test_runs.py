@@ -45,13 +45,13 @@ from cas.records import (
 )
 from cas.signing import Signer
 from cas.store import Store
-from cas.totals import items_of, miscounted_totals, open_runs_of, values_of
+from cas.totals import miscounted_totals, open_runs_of, steps_of, values_of
 from cas.uploads import UploadRequest
-from tests.clocks import START_US, HandClock
+from tests.clocks import KEEP_US, START_US, HandClock
 from workflows.approvals import ApprovalRequest, Approvals
 from workflows.definitions import Definition
 from workflows.events import Events
-from workflows.forms import whole_run
+from workflows.forms import plain, whole_run
 from workflows.run_log import RunLog
 from workflows.runs import Runs
 from workflows.secrets import Secrets
@@ -68,7 +68,14 @@ def store(memory: Path, clock: HandClock) -> Iterator[Store]:
 
 @pytest.fixture
 def runs(store: Store) -> Runs:
-    return Runs(store.catalog, tenant_id="acme", actor="ann", request_id="")
+    return Runs(
+        store.catalog,
+        tenant_id="acme",
+        actor="ann",
+        request_id="",
+        keep_us=KEEP_US,
+        events_keep_us=KEEP_US,
+    )
 
 
 def definition(name: str = "example") -> Definition:
@@ -81,7 +88,12 @@ def definition(name: str = "example") -> Definition:
 
 
 def begun(store: Store, runs: Runs, inputs: dict[str, Any] | None = None) -> RunLog:
-    log = RunLog(store.catalog, runs.submit(definition(), inputs or {}).run_id)
+    log = RunLog(
+        store.catalog,
+        runs.submit(definition(), inputs or {}).run_id,
+        keep_us=KEEP_US,
+        events_keep_us=KEEP_US,
+    )
     log.start()
     return log
 
@@ -98,7 +110,7 @@ def test_a_submitted_run_is_queued_for_the_runner(store: Store, runs: Runs) -> N
         assert snapshot.range(Run, "open", ("open",)) == [run]
     view = runs.get(run.run_id)
     assert Definition.from_json(view.text.definition) == definition()
-    assert view.inputs == {"xs": [1]}
+    assert view.inputs == {"xs": msgspec.Raw(b"[1]")}
 
 
 def test_the_same_key_submits_once(runs: Runs) -> None:
@@ -113,7 +125,15 @@ def test_the_same_key_submits_once(runs: Runs) -> None:
 def test_so_many_runs_of_a_tenant_are_open_at_once_and_no_more(
     store: Store, clock: HandClock
 ) -> None:
-    runs = Runs(store.catalog, tenant_id="acme", actor="ann", request_id="", open_max=2)
+    runs = Runs(
+        store.catalog,
+        tenant_id="acme",
+        actor="ann",
+        request_id="",
+        open_max=2,
+        keep_us=KEEP_US,
+        events_keep_us=KEEP_US,
+    )
     key = OnceKey("workflows", "k", b"the same")
     first = runs.submit(definition(), {}, key)
     second = runs.submit(definition(), {})
@@ -121,9 +141,17 @@ def test_so_many_runs_of_a_tenant_are_open_at_once_and_no_more(
         runs.submit(definition(), {})
     assert (refused.value.limit, refused.value.open) == (2, 2)
     assert runs.submit(definition(), {}, key) == first  # it is there
-    other = Runs(store.catalog, tenant_id="other", actor="eve", request_id="", open_max=2)
+    other = Runs(
+        store.catalog,
+        tenant_id="other",
+        actor="eve",
+        request_id="",
+        open_max=2,
+        keep_us=KEEP_US,
+        events_keep_us=KEEP_US,
+    )
     other.submit(definition(), {})
-    log = RunLog(store.catalog, second.run_id)
+    log = RunLog(store.catalog, second.run_id, keep_us=KEEP_US, events_keep_us=KEEP_US)
     log.start()
     with pytest.raises(TooManyRuns):
         runs.submit(definition(), {}, OnceKey("workflows", "later", b""))
@@ -140,7 +168,14 @@ def test_so_many_runs_of_a_tenant_are_open_at_once_and_no_more(
 
 def test_runs_of_others_are_not_found(store: Store, runs: Runs) -> None:
     run = runs.submit(definition(), {})
-    other = Runs(store.catalog, tenant_id="other", actor="eve", request_id="")
+    other = Runs(
+        store.catalog,
+        tenant_id="other",
+        actor="eve",
+        request_id="",
+        keep_us=KEEP_US,
+        events_keep_us=KEEP_US,
+    )
     for act in (other.get, other.cancel):
         with pytest.raises(NotFound):
             act(run.run_id)
@@ -158,7 +193,7 @@ def test_runs_are_listed_newest_first_by_page_and_status(
     assert [run.run_id for run in page.items] == submitted[:0:-1]
     rest = runs.list(limit=2, cursor=page.next_cursor)
     assert ([run.run_id for run in rest.items], rest.next_cursor) == (submitted[:1], None)
-    RunLog(store.catalog, submitted[1]).start()
+    RunLog(store.catalog, submitted[1], keep_us=KEEP_US, events_keep_us=KEEP_US).start()
     assert [run.run_id for run in runs.list(status=RUNNING).items] == [submitted[1]]
 
 
@@ -259,7 +294,9 @@ def test_a_cancelled_run_takes_no_more_results(store: Store, runs: Runs) -> None
 def test_an_ended_run_is_kept_for_its_time(store: Store, runs: Runs, clock: HandClock) -> None:
     run_id = runs.submit(definition(), {}).run_id
     clock.advance(SECOND_US)
-    ended = RunLog(store.catalog, run_id, keep_us=2 * DAY_US).end(FAILED, "x" * 5000)
+    ended = RunLog(store.catalog, run_id, keep_us=2 * DAY_US, events_keep_us=KEEP_US).end(
+        FAILED, "x" * 5000
+    )
     assert ended.forget_at == START_US + SECOND_US + 2 * DAY_US
     assert len(ended.error) == 2000
 
@@ -282,7 +319,7 @@ def test_the_steps_of_an_ended_run_have_ended_for_all_who_look(
     one = view.step("ask")
     assert one is not None
     assert (one.status, one.ended_at) == (CANCELLED, START_US)
-    form = whole_run(view)
+    form = plain(whole_run(view))
     assert (form["steps"][0]["shown"], form["variables"]) == (None, {"greeting": "hello", "xs": []})
 
 
@@ -418,13 +455,18 @@ def test_a_step_of_an_ended_run_begins_nothing_that_others_wait_for(
 
 def test_what_tells_of_the_end_is_kept_as_events_are(store: Store) -> None:
     runs = Runs(
-        store.catalog, tenant_id="acme", actor="ann", request_id="", events_keep_us=2 * HOUR_US
+        store.catalog,
+        tenant_id="acme",
+        actor="ann",
+        request_id="",
+        events_keep_us=2 * HOUR_US,
+        keep_us=KEEP_US,
     )
     for by_runner in (False, True):
         run_id = runs.submit(definition(), {}).run_id
         approval_id = asked(store, run_id)
         if by_runner:
-            RunLog(store.catalog, run_id, events_keep_us=2 * HOUR_US).end(FAILED)
+            RunLog(store.catalog, run_id, events_keep_us=2 * HOUR_US, keep_us=KEEP_US).end(FAILED)
         else:
             runs.cancel(run_id)
         with store.catalog.read() as snapshot:
@@ -449,7 +491,14 @@ def test_a_step_of_an_ended_run_begins_nothing_under_its_key(store: Store, runs:
 
 
 def test_a_cancelled_run_is_kept_as_long_as_it_is_to_be(store: Store, clock: HandClock) -> None:
-    runs = Runs(store.catalog, tenant_id="acme", actor="ann", request_id="", keep_us=DAY_US)
+    runs = Runs(
+        store.catalog,
+        tenant_id="acme",
+        actor="ann",
+        request_id="",
+        keep_us=DAY_US,
+        events_keep_us=KEEP_US,
+    )
     run = runs.submit(definition(), {})
     assert runs.cancel(run.run_id).forget_at == START_US + DAY_US
 
@@ -527,7 +576,9 @@ def test_a_run_that_had_too_many_results_begins_nothing_more(
     for _ in range(2):
         # Also by the next runner, which knows nothing but the catalog.
         with pytest.raises(ToolFailed, match=r"t\.one: not begun"):
-            RunLog(store.catalog, log.run_id).check_room("t.one")
+            RunLog(store.catalog, log.run_id, keep_us=KEEP_US, events_keep_us=KEEP_US).check_room(
+                "t.one"
+            )
         with pytest.raises(ToolFailed, match="store them as files"):
             log.finish("one", "0", "x" * 1000)
     other.check_room("t.one")
@@ -552,19 +603,19 @@ def test_what_a_run_was_asked_is_written_once(store: Store, runs: Runs) -> None:
         assert values_of(snapshot, log.run_id) == 0
 
 
-def test_a_run_goes_over_so_many_items_and_no_more(
+def test_the_loops_of_a_run_have_so_many_steps_and_no_more(
     store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflows.run_log.ITEMS_MAX", 10)
+    monkeypatch.setattr("workflows.run_log.STEPS_MAX", 10)
     log, other = begun(store, runs), begun(store, runs)
-    log.record_items("each", "0", list(range(6)))
-    with pytest.raises(ToolFailed, match=r"each: .* 11 of 10 items"):
-        log.record_items("each", "1", list(range(5)))
+    log.record_items("each", "0", list(range(2)), tasks=3)
+    with pytest.raises(ToolFailed, match=r"each: .* 12 of 10 steps"):
+        log.record_items("each", "1", list(range(2)), tasks=3)
     assert log.items("each", "1") is None
     with store.catalog.read() as snapshot:
-        assert items_of(snapshot, log.run_id) == 6, "nothing of it was written"
+        assert steps_of(snapshot, log.run_id) == 6, "nothing of it was written"
     log.record_items("each", "1", list(range(4)))
-    other.record_items("each", "", list(range(10)))
+    other.record_items("each", "", list(range(5)), tasks=2)
     with store.catalog.read() as snapshot:
         assert miscounted_totals(snapshot) == []
 
@@ -572,10 +623,10 @@ def test_a_run_goes_over_so_many_items_and_no_more(
 def test_items_that_were_recorded_in_part_count_once(
     store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflows.run_log.ITEMS_MAX", 1200)
+    monkeypatch.setattr("workflows.run_log.STEPS_MAX", 2400)
     log = begun(store, runs)
     items = list(range(1200))
-    log.record_items("each", "", items)
+    log.record_items("each", "", items, tasks=2)
 
     def stopped(txn: Transaction) -> None:  # as after a kill before the second portion
         for number in range(500, 1200):
@@ -583,7 +634,7 @@ def test_items_that_were_recorded_in_part_count_once(
         txn.delete(StepValue(log.run_id, "items", "each", "", b""))
 
     store.catalog.write(stopped)
-    log.record_items("each", "", items)
+    log.record_items("each", "", items, tasks=2)
     assert (log.items("each", ""), log.item("each", "1199")) == (1200, b"1199")
 
 
@@ -619,7 +670,7 @@ def test_a_run_with_much_is_told_within_limits(
     ):  # fmt: skip
         log.begin(step, iteration)
         log.finish(step, iteration, "x" * size)
-    form = whole_run(runs.get(log.run_id))
+    form = plain(whole_run(runs.get(log.run_id)))
     whole = f"/api/v1/workflows/{log.run_id}/steps"
     cut = {"truncated": True, "size_bytes": 202, "result_url": f"{whole}/ask/result"}
     told = {(step["step"], step["iteration"]): step["result"] for step in form["steps"]}
@@ -663,7 +714,8 @@ def test_what_a_client_was_given_outlives_the_run(store: Store, runs: Runs) -> N
     log = begun(store, runs)
     client = events.subscribe(log.run_id, "waiter:me", "told", None, 60 * SECOND_US)
     store.catalog.write(
-        lambda txn: append_event(txn, "acme", "told", {"x": 1}, run=log.run_id), actor="test"
+        lambda txn: append_event(txn, "acme", "told", {"x": 1}, run=log.run_id, keep_us=KEEP_US),
+        actor="test",
     )
     log.end(COMPLETED)
     claimed = events.claim(client.subscription_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from workflows.engine.database import Database
 from workflows.engine.outcomes import Again, delay_s
 from workflows.engine.runner import Runner
 from workflows.engine.spots import Execution
+from workflows.engine.work import Work
 from workflows.events import Events
 from workflows.run_log import RunLog
 from workflows.run_view import RunView
@@ -110,7 +112,9 @@ def test_whatever_a_tool_raises_fails_its_step_and_calls_it_no_more(
     assert view.run.status == FAILED
     assert told in view.run.error
     assert calls == [view.run.run_id]
-    until(lambda: not runner_of(shared)._steps.database._queue._shares._at_work, "its place")
+    until(
+        lambda: not runner_of(shared)._steps.database._queue._shares._places._holders, "its place"
+    )
 
 
 @pytest.mark.parametrize("error", [GeneratorExit(), asyncio.CancelledError()])
@@ -183,6 +187,96 @@ def test_of_a_loop_whose_time_is_over_nothing_is_kept(shared: Bench) -> None:
     assert [spot for spot in runner_of(shared)._steps._kit.items._left if spot.run == run] == []
     shared.cancel(run)
     shared.ended(run)
+
+
+def items_begun(monkeypatch: pytest.MonkeyPatch, on_begun: Callable[[int], None]) -> list[str]:
+    """The items of loops, as they begin; `on_begun` is told how many have."""
+    begun: list[str] = []
+    begin = Database.begin
+
+    def begins(database: Database, execution: Execution, *more: Any) -> None:
+        begin(database, execution, *more)
+        if execution.level:
+            begun.append(execution.iteration)
+            on_begun(len(begun))
+
+    monkeypatch.setattr(Database, "begin", begins)
+    return begun
+
+
+def test_a_loop_begins_its_items_in_portions_and_is_one_attempt(
+    shared: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.engine.work._STAGES_AT_ONCE", 4)  # of two items
+    portions: list[int] = []
+    begin_items = Work._begin_items
+
+    def begins(work: Work, unbegun: deque[int]) -> None:
+        before = len(unbegun)
+        begin_items(work, unbegun)
+        portions.append(before - len(unbegun))
+
+    monkeypatch.setattr(Work, "_begin_items", begins)
+    flow = WorkflowBuilder(name="portions")
+    flow.foreach("each", "{{ns}}", lambda body: body.task("one", "t.say", args=["{{item}}"]))
+    run = shared.submit(flow, ns=[1, 2, 3, 4, 5])
+    view = shared.ended(run)
+    step = shared.step(run, "each")
+    assert step is not None
+    assert (view.run.status, step.attempts) == (COMPLETED, 1)
+    assert portions[:3] == [2, 2, 1]
+    assert sum(portions) == 5
+
+
+def test_a_run_that_was_cancelled_begins_no_more_items_and_is_forgotten(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bench(root) as made:
+        begun = items_begun(monkeypatch, lambda number: made.cancel(run) if number == 3 else None)
+        flow = WorkflowBuilder(name="large")
+        flow.foreach("each", "{{ns}}", lambda body: body.wait_for_event("never", "never"))
+        run = made.submit(flow, ns=list(range(50)))
+        made.start()
+        made.ended(run)
+        database = runner_of(made)._steps.database
+        until(lambda: not database.runs() and database._queue.size() == 0, "it is forgotten")
+        assert begun == ["0", "1", "2"]
+
+
+def test_no_items_begin_while_the_disk_is_nearly_full(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("workflows.engine.steps._TROUBLE_S", 0.05)
+    with bench(root) as made:
+        begun = items_begun(monkeypatch, lambda number: None)
+        flow = WorkflowBuilder(name="large")
+        flow.foreach("each", "{{ns}}", lambda body: body.task("one", "t.say"))
+        run = made.submit(flow, ns=[1, 2])
+        with monkeypatch.context() as scarce:
+            scarce.setattr(made.store.blobs, "_min_free_bytes", 1 << 60)
+            made.start()
+            until(lambda: "step each of" in caplog.text, "it begins again")
+            assert begun == []
+        assert made.ended(run).run.status == COMPLETED
+        assert begun == ["0", "1"]
+
+
+def test_the_loops_of_a_run_have_so_many_steps_together(
+    shared: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.run_log.STEPS_MAX", 10)
+
+    def body(each: WorkflowBuilder) -> WorkflowBuilder:
+        each.task("one", "t.say")
+        return each.foreach("inner", "{{ms}}", lambda inner: inner.task("two", "t.say"))
+
+    flow = WorkflowBuilder(name="nested")
+    flow.foreach("each", "{{ns}}", body)
+    assert shared.run(flow, ns=[1, 2], ms=[1, 2, 3]).run.status == COMPLETED
+    refused = shared.run(flow, ns=[1, 2, 3, 4, 5, 6], ms=[1])
+    assert "each: the loops of this run would have 12 of 10 steps together" in refused.run.error
+    refused = shared.run(flow, ns=[1], ms=list(range(9)))
+    assert "inner: the loops of this run would have 11 of 10 steps together" in refused.run.error
 
 
 def test_no_run_begins_anew_beside_a_step_of_it(root: Path) -> None:
@@ -267,23 +361,27 @@ def test_a_disk_that_is_full_for_a_moment_fails_no_step(
     flow.wait_for_event("go", "patient go")
     flow.emit_event("tell", "patient told")
     shared.calls["patient"] = 0
-    shared.events.emit("patient go", 1, hold_us=60_000_000)
+    if name != "wait":
+        shared.events.emit("patient go", 1, hold_us=60_000_000)
     tried: list[str] = []
     if name == "begin":  # of the items, not of the run
         begin = Database.begin
 
-        def begin_items(database: Database, execution: Execution, stages: Any) -> None:
+        def begin_items(database: Database, execution: Execution, *more: Any) -> None:
             if execution.level:
                 tried.append(name)
                 if len(tried) == 1:
                     raise error
-            begin(database, execution, stages)
+            begin(database, execution, *more)
 
         monkeypatch.setattr(Database, "begin", begin_items)
         run = shared.submit(flow, ns=[1, 2])
     else:
         run = shared.submit(flow, ns=[1, 2])
         monkeypatch.setattr(owner, name, once(error, getattr(owner, name), tried))
+    if name == "wait":
+        until(lambda: len(tried) > 1, "another try")
+        shared.events.emit("patient go", 1, hold_us=60_000_000)
     view = shared.ended(run)
     assert (view.run.status, view.run.error) == (COMPLETED, "")
     assert len(tried) > 1

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cas.errors import InvalidWorkflow
+from cas.errors import InvalidTemplate, InvalidWorkflow
 from workflows import templates
 
 KNOWN: dict[str, Any] = {
@@ -67,9 +67,15 @@ KNOWN: dict[str, Any] = {
 )
 def test_a_template_is_filled_in(text: str, value: Any) -> None:
     templates.check(text)
-    found = templates.render_text(text, KNOWN)
+    found = templates.Rendering(KNOWN).text(text)
     assert found == value
     assert type(found) is type(value)
+
+
+def test_a_template_without_a_value_is_told_as_one() -> None:
+    with pytest.raises(InvalidTemplate, match=r"^template '\{\{typo\}\}': ") as refused:
+        templates.render("{{typo}}", KNOWN)
+    assert isinstance(refused.value, InvalidWorkflow)
 
 
 def test_texts_are_filled_in_however_deep() -> None:
@@ -97,7 +103,7 @@ def test_texts_are_filled_in_however_deep() -> None:
 def test_a_template_without_a_value_says_why(text: str, why: str) -> None:
     templates.check(text)
     with pytest.raises(InvalidWorkflow) as error:
-        templates.render_text(text, KNOWN)
+        templates.Rendering(KNOWN).text(text)
     assert why in str(error.value)
     assert text in str(error.value)
 
@@ -128,13 +134,13 @@ def test_what_is_no_template_of_ours_is_refused(text: str) -> None:
     with pytest.raises(InvalidWorkflow):
         templates.check(text)
     with pytest.raises(InvalidWorkflow):
-        templates.render_text(text, KNOWN)
+        templates.Rendering(KNOWN).text(text)
 
 
 @pytest.mark.parametrize("text", ["{{name.__class__}}", "{{files.__len__}}", "{{n.real}}"])
 def test_nothing_of_python_is_reached(text: str) -> None:
     with pytest.raises(InvalidWorkflow):
-        templates.render_text(text, KNOWN)
+        templates.Rendering(KNOWN).text(text)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +179,7 @@ def test_what_is_no_condition_is_refused(condition: str) -> None:
 def test_a_text_does_not_grow_without_end() -> None:
     known = {"long": "x" * (1 << 20)}
     with pytest.raises(InvalidWorkflow, match="too long"):
-        templates.render_text("{{long}}" * 17, known)
+        templates.Rendering(known).text("{{long}}" * 17)
 
 
 LONG = {"a": "x" * 1_000_000, "many": ["x" * 1_000_000] * 3}
@@ -237,10 +243,20 @@ def test_what_is_not_there_is_told_only_to_whom_asks() -> None:
 
     known = Known(inner=Known(a=1))
     assert templates.holds("b is undefined and inner.b is undefined", known)
-    assert templates.render_text("{{ inner.b | default(1) }}", known) == 1
+    assert templates.Rendering(known).text("{{ inner.b | default(1) }}") == 1
     assert told == []
     with pytest.raises(InvalidWorkflow, match="there are a"):
-        templates.render_text("{{ inner.b }}", known)
+        templates.Rendering(known).text("{{ inner.b }}")
+
+
+def test_what_is_only_asked_for_is_not_looked_up() -> None:
+    class Known(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            pytest.fail(f"{name} was looked up")
+
+    known = Known(a=1)
+    text = "{{[a is defined, a is undefined, b is defined, b is undefined]}}"
+    assert templates.Rendering(known).text(text) == [True, False, False, True]
 
 
 def test_texts_that_are_filled_in_one_by_one_share_a_limit() -> None:
@@ -276,27 +292,27 @@ def test_a_template_that_costs_too_much_is_refused_before_it_runs(text: str, why
     with pytest.raises(InvalidWorkflow, match=why):
         templates.check(text)
     with pytest.raises(InvalidWorkflow, match=why):
-        templates.render_text(text, KNOWN)
+        templates.Rendering(KNOWN).text(text)
 
 
 @pytest.mark.parametrize("text", ["{{big * big}}", "{{'1e400' | float}}", "{{1e300 * 1e300}}"])
 def test_numbers_do_not_grow_without_end(text: str) -> None:
     templates.check(text)
     with pytest.raises(InvalidWorkflow, match="it has no value: a number"):
-        templates.render_text(text, {"big": 10**1000})
+        templates.Rendering({"big": 10**1000}).text(text)
 
 
 def test_a_sum_of_many_is_too_deep_and_nothing_worse() -> None:
     text = "{{ " + "1 + " * 3000 + "1 }}"
     templates.check(text)
     with pytest.raises(InvalidWorkflow, match="too deep"):
-        templates.render_text(text, {})
+        templates.Rendering({}).text(text)
 
 
 def test_long_texts_may_stand_around_short_templates() -> None:
     text = "{ } " * 100_000 + "{{n}}"
     assert templates.check(text) == len("{{n}}")
-    assert templates.render_text(text, KNOWN) == "{ } " * 100_000 + "3"
+    assert templates.Rendering(KNOWN).text(text) == "{ } " * 100_000 + "3"
 
 
 def test_a_long_condition_is_refused_at_once() -> None:
@@ -319,6 +335,6 @@ def test_any_value_comes_through_as_it_is(value: Any) -> None:
 @given(text=st.text())
 def test_any_text_is_filled_in_or_refused(text: str) -> None:
     try:
-        templates.render_text("{{" + text, KNOWN)
+        templates.Rendering(KNOWN).text("{{" + text)
     except InvalidWorkflow:
         pass

@@ -438,17 +438,6 @@ def test_a_key_is_for_one_wait(place: Place, world: World, run: str) -> None:
     events.cancel(wait.subscription_id)
 
 
-def test_a_wait_is_found_again_by_its_step(place: Place, world: World, run: str) -> None:
-    name = f"payment-{uuid.uuid4().hex}"
-    world.remote.events().emit(name, 1, hold_s=60)
-    first = place.wait(name, None, WAIT_S, run=run, step="pay#1")
-    again = place.wait(name, None, WAIT_S, run=run, step="pay#1")
-    assert first.event is not None
-    assert again.event is not None
-    assert first.event.event_id == again.event.event_id
-    assert (first.payload, again.payload) == (1, 1)
-
-
 def test_an_event_has_a_name(tools: Toolbox) -> None:
     with pytest.raises(InvalidWorkflow, match="event_name"):
         tools.workflow.wait_for_event("")
@@ -481,7 +470,7 @@ def test_an_approval_waits_for_a_decision(
     which = "approve_url" if decision == "approved" else "reject_url"
     assert links[1][which].startswith(f"{world.server.address}/api/v1/approvals/")
     assert decide(world, links[1][which], "fine") in (200, 303)
-    claimed = place.wait(waiting.event_name, None, WAIT_S, run=run, step="step")
+    claimed = place.wait(waiting.event_name, None, WAIT_S, run=run)
     result = waiting.result(claimed)
     assert result == {
         "status": decision,
@@ -585,7 +574,7 @@ def test_a_step_that_is_begun_again_late_is_told_of_its_own_approval(
     # Begun before the decision, but its wait after the other question: what that comes to is
     # no answer for it.
     decide(world, later.shown["links"][0]["reject_url"])
-    claimed = place.wait("approval_pay", None, WAIT_S, run=run, step="0")
+    claimed = place.wait("approval_pay", None, WAIT_S, run=run)
     assert claimed.payload["status"] == "rejected"
     assert waiting.result(claimed) == again
     assert later.result(claimed)["status"] == "rejected"
@@ -671,6 +660,34 @@ def test_an_impossible_webhook_is_refused(
 ) -> None:
     with pytest.raises(error, match=named):
         tools.workflow.register_webhook("paid", config)
+
+
+@pytest.mark.parametrize(
+    ("ask", "field"),
+    [
+        (lambda tools: tools.storage.request_upload(name="x", max_files=0), "max_files"),
+        (lambda tools: tools.storage.request_upload(name="x", callback_url="a"), "callback_url"),
+        (lambda tools: tools.workflow.request_approval("k", ""), "title"),
+        (
+            lambda tools: tools.workflow.register_webhook("a", {"kind": "ci", "secret_id": "hub"}),
+            "kind",
+        ),
+        (
+            lambda tools: tools.workflow.register_webhook(
+                "a", {"kind": "github", "secret_id": "none"}
+            ),
+            "secret_id",
+        ),
+    ],
+)
+def test_a_refusal_names_the_field_and_says_why(
+    tools: Toolbox, ask: Callable[[Toolbox], Any], field: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        ask(tools)
+    assert refused.value.field == field
+    assert str(refused.value) == f"field '{field}': {refused.value.reason}"
+    assert field not in refused.value.reason.split(":")[0]
 
 
 # --- the toolbox

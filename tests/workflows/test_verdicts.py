@@ -157,7 +157,6 @@ def test_a_chain_of_a_thousand_that_were_left_out_is_judged() -> None:
     assert judge.verdict(tasks[-1]) is Verdict.BLOCKED
     assert judge.state(tasks[-2]) is State.BLOCKED
     assert judge.why_blocked(tasks[-1]) == "t998 did not succeed"
-    assert len(plan.before("t999")) == 999
 
 
 def merged(*dependencies: str, joined: tuple[str, ...] = (), rule: str = "none_failed") -> Plan:

@@ -26,7 +26,7 @@ from cas.errors import CatalogClosed
 from cas.events import claim, drop, post, subscribe
 from cas.records import Mark, Subscription
 from cas.store import Store
-from tests.clocks import HandClock
+from tests.clocks import KEEP_US, HandClock
 from tests.workflows.neighbour import PATIENCE_S, Neighbour, until
 from workflows.events import Events
 from workflows.watcher import Watcher, _Look
@@ -56,7 +56,9 @@ def wait(
 
 
 def happens(store: Store, name: str = "paid") -> None:
-    store.catalog.write(lambda txn: post(txn, "acme", name, b"1", None, hold_us=HOUR_US))
+    store.catalog.write(
+        lambda txn: post(txn, "acme", name, b"1", None, hold_us=HOUR_US, keep_us=KEEP_US)
+    )
 
 
 def change(
@@ -107,7 +109,7 @@ def test_what_was_decided_before_rings_at_once(
     gone = wait(store, "gone", "gone")
     happens(store, "told")
     happens(store, "taken")
-    change(store, taken, claim)
+    change(store, taken, lambda txn, one: claim(txn, one, KEEP_US))
     change(store, gone, drop)
     clock.advance(HOUR_US)
     for one in (told, taken, over, gone):
@@ -154,10 +156,10 @@ def test_a_wait_that_another_claimed_or_cancelled_rings(store: Store, watcher: W
         watcher.watch(one.subscription_id, bell)
 
     def at_once(txn: Transaction) -> None:
-        post(txn, "acme", "taken", b"1", None)
+        post(txn, "acme", "taken", b"1", None, keep_us=KEEP_US)
         found = txn.get(Subscription, taken.subscription_id)
         assert found is not None
-        claim(txn, found)
+        claim(txn, found, keep_us=KEEP_US)
 
     store.catalog.write(at_once)
     change(store, gone, drop)

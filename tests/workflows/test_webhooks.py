@@ -29,21 +29,23 @@ from cas.errors import (
     RunEnded,
     TooLarge,
     TooManyHeld,
+    TooManyKept,
     WebhookClosed,
 )
-from cas.events import append_event, claim, subscribe
+from cas.events import NO_LIMIT, Room, append_event, claim, subscribe
 from cas.once import OnceKey, step_key
 from cas.records import CANCELLED, Event, Once, Run, Subscription, Webhook
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
 from cas.totals import held_of
-from tests.clocks import START_US, HandClock
+from tests.clocks import KEEP_US, START_US, HandClock
 from workflows.complaints import QUIET_S, Complaints
 from workflows.notation import LEVELS_MAX, is_too_deep
 from workflows.secrets import Secrets
 from workflows.signatures import Address, Call
 from workflows.webhooks import (
     CALLS_FORGOTTEN_MAX,
+    Reception,
     Taken,
     WebhookCall,
     WebhookRequest,
@@ -88,18 +90,16 @@ def called(
     settings: EventSettings = SETTINGS,
     ring: tuple[bytes, ...] = (KEY,),
     complaints: Complaints | None = None,
-    held_bytes_max: int = 0,
+    room: Room = NO_LIMIT,
 ) -> WebhookCall:
-    return WebhookCall.open(
-        store.catalog,
-        ring,
-        settings,
-        webhook_id,
-        "r2",
-        now_us=store.now_us,
-        complaints=complaints or Complaints(),
-        held_bytes_max=held_bytes_max,
-    )
+    complaints = complaints or Complaints()
+    reception = Reception(store.catalog, ring, settings, store.now_us, complaints, room)
+    return reception.open(webhook_id, "r2")
+
+
+def take(store: Store, webhook: Webhook, call: Call, settings: EventSettings = SETTINGS) -> Taken:
+    """What becomes of a call that is signed well."""
+    return opened(store, webhook, settings).prove(call).take()
 
 
 def github(
@@ -149,7 +149,7 @@ def claimed(store: Store, wait: Subscription) -> dict[str, Any] | None:
     def change(txn: Transaction) -> dict[str, Any] | None:
         current = txn.get(Subscription, wait.subscription_id)
         assert current is not None
-        current = claim(txn, current)
+        current = claim(txn, current, keep_us=KEEP_US)
         found = txn.get(Event, current.event_id) if current.event_id else None
         return None if found is None else json.loads(found.payload)
 
@@ -265,7 +265,7 @@ def test_a_call_wakes_the_run_that_waits_for_it(store: Store) -> None:
         User_Agent="GitHub-Hookshot/1",
         Cookie="not told",
     )
-    taken = opened(store, webhook).take(call)
+    taken = take(store, webhook, call)
     assert (taken.delivered_to, taken.duplicate) == (1, False)
     assert claimed(store, wait) == {
         "webhook_id": webhook.webhook_id,
@@ -289,7 +289,7 @@ def test_a_call_wakes_the_run_that_waits_for_it(store: Store) -> None:
 
 def test_a_call_that_comes_first_is_kept_for_one_wait_of_its_run(store: Store) -> None:
     webhook = webhooks(store).register(GITHUB_CALL)
-    taken = opened(store, webhook).take(github(b"{}"))
+    taken = take(store, webhook, github(b"{}"))
     assert taken.delivered_to == 0
     other = waited(store, webhook.event_name, "01900000-0000-7000-8000-000000000002")
     first = waited(store, webhook.event_name, RUN)
@@ -304,7 +304,7 @@ def test_a_call_that_comes_first_is_kept_for_one_wait_of_its_run(store: Store) -
 def test_calls_for_no_run_are_for_any_of_the_tenant(store: Store) -> None:
     webhook = webhooks(store).register(WebhookRequest("ci", "github", "github"))
     waits = [waited(store, webhook.event_name, run) for run in (RUN, "direct")]
-    assert opened(store, webhook).take(github(b"{}")).delivered_to == 2
+    assert take(store, webhook, github(b"{}")).delivered_to == 2
     assert all(claimed(store, wait) for wait in waits)
 
 
@@ -313,7 +313,7 @@ def test_a_correlation_key_says_for_which_wait_it_is(store: Store) -> None:
     webhook = webhooks(store).register(wanted)
     wrong = waited(store, webhook.event_name, RUN, "b")
     right = waited(store, webhook.event_name, RUN, "a", step="other")
-    opened(store, webhook).take(github(b"{}"))
+    take(store, webhook, github(b"{}"))
     assert (claimed(store, wrong), bool(claimed(store, right))) == (None, True)
 
 
@@ -322,7 +322,7 @@ def test_a_wrong_signature_leaves_no_trace(store: Store) -> None:
     before = store.catalog.position()
     call = Call({"X-Hub-Signature-256": "sha256=" + "0" * 64}, b"{}", "")
     with pytest.raises(BadSignature):
-        opened(store, webhook).take(call)
+        take(store, webhook, call)
     assert store.catalog.position() == before
 
 
@@ -344,22 +344,22 @@ def test_the_secret_of_another_tenant_signs_nothing_here(store: Store) -> None:
     secrets(store, "globex").put("github", b"theirs")
     webhook = webhooks(store, "globex").register(WebhookRequest("x", "github", "github"))
     with pytest.raises(BadSignature):
-        opened(store, webhook).take(github(b"{}"))
+        take(store, webhook, github(b"{}"))
 
 
 def test_a_secret_that_is_removed_or_changed_is_good_no_more(store: Store) -> None:
     webhook = webhooks(store).register(GITHUB_CALL)
     secrets(store).put("github", b"new\n" + SECRET)
-    opened(store, webhook).take(github(b"1"))
+    take(store, webhook, github(b"1"))
     secrets(store).put("github", b"new")
     with pytest.raises(BadSignature):
-        opened(store, webhook).take(github(b"2"))
+        take(store, webhook, github(b"2"))
     secrets(store).remove("github")
     with pytest.raises(BadSignature):
-        opened(store, webhook).take(github(b"2"))
+        take(store, webhook, github(b"2"))
     empty = "sha256=" + hmac.digest(b"", b"2", "sha256").hex()
     with pytest.raises(BadSignature):
-        opened(store, webhook).take(Call({"X-Hub-Signature-256": empty}, b"2", ""))
+        take(store, webhook, Call({"X-Hub-Signature-256": empty}, b"2", ""))
 
 
 def test_lost_keys_are_told_to_the_operator_and_to_nobody_who_calls(
@@ -432,19 +432,19 @@ def test_only_allowed_networks_may_call(store: Store, address: str | None, may: 
     webhook = webhooks(store).register(wanted)
     call = github(b"{}", None if address is None else ipaddress.ip_address(address))
     if may:
-        assert opened(store, webhook).take(call).event_id
+        assert take(store, webhook, call).event_id
     else:
         with pytest.raises(BadSignature):
-            opened(store, webhook).take(call)
+            take(store, webhook, call)
         assert events(store) == []
 
 
 def test_a_body_has_a_limit(store: Store) -> None:
     webhook = webhooks(store).register(GITHUB_CALL)
     settings = EventSettings(payload_max=Size(1024))
-    opened(store, webhook, settings).take(github(b"x" * 1024))
+    take(store, webhook, github(b"x" * 1024), settings)
     with pytest.raises(TooLarge):
-        opened(store, webhook, settings).take(github(b"x" * 1025))
+        take(store, webhook, github(b"x" * 1025), settings)
 
 
 PAYLOAD_MAX = 64 * 1024
@@ -470,7 +470,7 @@ def test_an_event_is_not_much_longer_than_the_longest_call(
     webhook = webhooks(store).register(GITHUB_CALL)
     settings = EventSettings(payload_max=Size(PAYLOAD_MAX))
     call = github(body, media_type=media_type, X_GitHub_Delivery="d" * 8000)
-    payload = event(store, opened(store, webhook, settings).take(call)).payload
+    payload = event(store, take(store, webhook, call, settings)).payload
     assert len(payload) <= PAYLOAD_MAX * 4 / 3 + 4096
     told = json.loads(payload)
     assert told["body_form"] == form
@@ -501,7 +501,7 @@ def test_a_workflow_reads_the_body_as_what_it_is(
     store: Store, media_type: str, body: bytes, form: str, value: Any
 ) -> None:
     webhook = webhooks(store).register(GITHUB_CALL)
-    taken = opened(store, webhook).take(github(body, media_type=media_type))
+    taken = take(store, webhook, github(body, media_type=media_type))
     payload = json.loads(event(store, taken).payload)
     assert (payload["body_form"], payload["body"]) == (form, value)
 
@@ -530,11 +530,11 @@ def test_githubs_ping_is_no_event_and_spends_nothing(
     wait = waited(store, webhook.event_name, "direct")
     before = store.catalog.position()
     ping = github(body, media_type=media_type, X_GitHub_Event=event)
-    assert opened(store, webhook).take(ping) == Taken(None, 0)
+    assert take(store, webhook, ping) == Taken(None, 0)
     assert (events(store), claimed(store, wait)) == ([], None)
     assert webhooks(store).get(webhook.webhook_id) == webhook
     assert [change.actor for change in store.catalog.changes(before.seq)] == []
-    assert opened(store, webhook).take(github(b"{}")).event_id
+    assert take(store, webhook, github(b"{}")).event_id
 
 
 @pytest.mark.parametrize(
@@ -544,18 +544,18 @@ def test_githubs_ping_is_no_event_and_spends_nothing(
 )  # fmt: skip
 def test_who_says_ping_in_a_header_alone_makes_no_call_one(store: Store, body: bytes) -> None:
     webhook = webhooks(store).register(GITHUB_CALL)
-    assert opened(store, webhook).take(github(body, X_GitHub_Event="ping")).event_id
+    assert take(store, webhook, github(body, X_GitHub_Event="ping")).event_id
 
 
 def test_a_handshake_is_answered_only_while_calls_are_taken(store: Store, clock: HandClock) -> None:
     wanted = WebhookRequest("x", "github", "github", expires_in_s=60)
     webhook = webhooks(store).register(wanted)
-    assert opened(store, webhook).take(github(PING)).event_id is None
+    assert take(store, webhook, github(PING)).event_id is None
     clock.advance(60 * SECOND_US)
     with pytest.raises(WebhookClosed):
-        opened(store, webhook).take(github(PING))
+        take(store, webhook, github(PING))
     with pytest.raises(BadSignature):
-        opened(store, webhook).take(Call({"X-GitHub-Event": "ping"}, PING, ""))
+        take(store, webhook, Call({"X-GitHub-Event": "ping"}, PING, ""))
 
 
 SLACK_SECRET = b"8f742231b10e8888abcd99yyyzzz85a5"
@@ -593,11 +593,11 @@ def test_slacks_challenge_is_answered_and_is_no_event(
     webhook = takes_slack(store, single_use=True)
     call = slack(verification(CHALLENGE), clock.time_us, media_type)
     for _ in range(2):
-        assert opened(store, webhook).take(call) == Taken(None, 0, challenge=CHALLENGE)
+        assert take(store, webhook, call) == Taken(None, 0, challenge=CHALLENGE)
     assert (events(store), remembered(store, webhook)) == ([], [])
     assert webhooks(store).get(webhook.webhook_id) == webhook
     event = slack(b'{"type": "event_callback", "event_id": "Ev1"}', clock.time_us)
-    assert opened(store, webhook).take(event).event_id
+    assert take(store, webhook, event).event_id
 
 
 def test_an_old_challenge_and_one_that_slack_did_not_sign_are_not_answered(
@@ -607,17 +607,17 @@ def test_an_old_challenge_and_one_that_slack_did_not_sign_are_not_answered(
     body = verification(CHALLENGE)
     call = slack(body, clock.time_us)
     with pytest.raises(BadSignature):
-        opened(store, webhook).take(slack(body, clock.time_us, key=b"another"))
+        take(store, webhook, slack(body, clock.time_us, key=b"another"))
     with pytest.raises(BadSignature):  # nor any other challenge
-        opened(store, webhook).take(Call(call.headers, verification("x"), ""))
+        take(store, webhook, Call(call.headers, verification("x"), ""))
     clock.advance(300 * SECOND_US)
-    assert opened(store, webhook).take(call).challenge == CHALLENGE
+    assert take(store, webhook, call).challenge == CHALLENGE
     clock.advance(SECOND_US)
     with pytest.raises(InvalidRequest, match="301 s"):
-        opened(store, webhook).take(call)
+        take(store, webhook, call)
     # Another kind does not answer it: it is told what happened, whatever that says.
     other = webhooks(store).register(GITHUB_CALL)
-    assert opened(store, other).take(github(body)).challenge is None
+    assert take(store, other, github(body)).challenge is None
 
 
 @pytest.mark.parametrize("challenge", [None, 1, "", "x" * 257, "a\r\nb", "é", "\0", ["x"], {}])
@@ -626,7 +626,7 @@ def test_a_challenge_that_slack_does_not_send_is_refused(
 ) -> None:
     webhook = takes_slack(store)
     with pytest.raises(InvalidRequest, match="challenge"):
-        opened(store, webhook).take(slack(verification(challenge), clock.time_us))
+        take(store, webhook, slack(verification(challenge), clock.time_us))
     assert events(store) == []
 
 
@@ -635,9 +635,9 @@ def test_slacks_next_attempt_has_a_new_time_and_is_the_same_event(
 ) -> None:
     webhook = takes_slack(store)
     body = b'{"type": "event_callback", "event_id": "Ev0LAN670R", "event": {"type": "message"}}'
-    first = opened(store, webhook).take(slack(body, clock.time_us))
+    first = take(store, webhook, slack(body, clock.time_us))
     clock.advance(HOUR_US)
-    again = opened(store, webhook).take(slack(body, clock.time_us))
+    again = take(store, webhook, slack(body, clock.time_us))
     assert (again.event_id, again.duplicate) == (first.event_id, True)
     payload = json.loads(event(store, first).payload)
     assert (payload["kind"], payload["delivery_id"]) == ("slack", "Ev0LAN670R")
@@ -650,13 +650,13 @@ def test_commands_and_what_people_do_in_slack_are_read(store: Store, clock: Hand
     command = b"command=%2Fdeploy&text=payload%3D1&trigger_id=1.3"
     told = []
     for body in (button, command):
-        taken = opened(store, webhook).take(slack(body, clock.time_us, form))
+        taken = take(store, webhook, slack(body, clock.time_us, form))
         payload = json.loads(event(store, taken).payload)
         told.append((payload["body_form"], payload["body"]["trigger_id"]))
     assert told == [("json", "1.2"), ("form", "1.3")]
     # Said again a second later it was said twice.
     clock.advance(SECOND_US)
-    assert not opened(store, webhook).take(slack(command, clock.time_us, form)).duplicate
+    assert not take(store, webhook, slack(command, clock.time_us, form)).duplicate
 
 
 # --- a secret that is changed
@@ -667,22 +667,22 @@ def test_both_secrets_are_good_while_the_old_one_is_kept(store: Store, clock: Ha
     secrets(store).put("github", b"the next one", keep_old_us=HOUR_US)
     clock.advance(HOUR_US - 1)
     new = hmac.digest(b"the next one", b"1", "sha256").hex()
-    opened(store, webhook).take(Call({"X-Hub-Signature-256": f"sha256={new}"}, b"1", ""))
-    opened(store, webhook).take(github(b"2"))
+    take(store, webhook, Call({"X-Hub-Signature-256": f"sha256={new}"}, b"1", ""))
+    take(store, webhook, github(b"2"))
     clock.advance(1)
     with pytest.raises(BadSignature):
-        opened(store, webhook).take(github(b"3"))
+        take(store, webhook, github(b"3"))
     new = hmac.digest(b"the next one", b"3", "sha256").hex()
-    opened(store, webhook).take(Call({"X-Hub-Signature-256": f"sha256={new}"}, b"3", ""))
+    take(store, webhook, Call({"X-Hub-Signature-256": f"sha256={new}"}, b"3", ""))
 
 
 def test_the_same_call_by_the_new_secret_is_the_same_event(store: Store) -> None:
     webhook = webhooks(store).register(GITHUB_CALL)
-    first = opened(store, webhook).take(github(b"1"))
+    first = take(store, webhook, github(b"1"))
     secrets(store).put("github", b"the next one", keep_old_us=HOUR_US)
     new = hmac.digest(b"the next one", b"1", "sha256").hex()
     call = Call({"X-Hub-Signature-256": f"sha256={new}"}, b"1", "")
-    assert opened(store, webhook).take(call).event_id == first.event_id
+    assert take(store, webhook, call).event_id == first.event_id
 
 
 def test_an_old_secret_is_kept_while_the_clock_is_in_doubt(store: Store, clock: HandClock) -> None:
@@ -691,16 +691,16 @@ def test_an_old_secret_is_kept_while_the_clock_is_in_doubt(store: Store, clock: 
     clock.advance(3650 * DAY_US)
     secrets(store).put("github", b"the next one", keep_old_us=HOUR_US)
     clock.advance(HOUR_US)
-    opened(store, webhook).take(github(b"1"))
+    take(store, webhook, github(b"1"))
     # Its hour begins when the clock is believed, and not before.
     clock.trusted = True
-    opened(store, webhook).take(github(b"2"))
+    take(store, webhook, github(b"2"))
     assert date_all(store.catalog).workflows
     clock.advance(HOUR_US - 1)
-    opened(store, webhook).take(github(b"3"))
+    take(store, webhook, github(b"3"))
     clock.advance(1)
     with pytest.raises(BadSignature):
-        opened(store, webhook).take(github(b"4"))
+        take(store, webhook, github(b"4"))
 
 
 def test_twilio_signs_the_address_it_calls(store: Store) -> None:
@@ -714,10 +714,10 @@ def test_twilio_signs_the_address_it_calls(store: Store) -> None:
         "Content-Type": "application/x-www-form-urlencoded",
     }
     body = urlencode(parameters).encode()
-    taken = opened(store, webhook).take(Call(headers, body, url))
+    taken = take(store, webhook, Call(headers, body, url))
     assert json.loads(event(store, taken).payload)["body"] == parameters
     with pytest.raises(BadSignature):
-        opened(store, webhook).take(Call(headers, body, url.replace("hooks", "other")))
+        take(store, webhook, Call(headers, body, url.replace("hooks", "other")))
 
 
 @pytest.mark.parametrize("query", ["", "?lang=de"])
@@ -736,7 +736,7 @@ def test_a_call_of_twilio_is_one_event_wherever_its_address_is_said_to_end(
 
     def sent(url: str, parameters: list[tuple[str, str]]) -> Taken:
         call = Call(headers, urlencode(parameters).encode(), url)
-        return opened(store, webhook).take(call)
+        return take(store, webhook, call)
 
     first = sent(url, parameters)
     for moved in range(1, 4):
@@ -754,14 +754,14 @@ def test_a_call_of_twilio_is_one_event_wherever_its_address_is_said_to_end(
 def test_the_same_call_is_one_event_however_often_it_comes(store: Store) -> None:
     webhook = webhooks(store).register(GITHUB_CALL)
     waited(store, webhook.event_name, RUN)
-    first = opened(store, webhook).take(github(b"{}", X_GitHub_Delivery="d1"))
+    first = take(store, webhook, github(b"{}", X_GitHub_Delivery="d1"))
     # Another identifier of the delivery makes it no other call: that is not signed.
     for delivery in ("d1", "d2"):
-        again = opened(store, webhook).take(github(b"{}", X_GitHub_Delivery=delivery))
+        again = take(store, webhook, github(b"{}", X_GitHub_Delivery=delivery))
         assert again == Taken(first.event_id, 1, duplicate=True)
     assert len(events(store)) == 1
     assert webhooks(store).get(webhook.webhook_id).calls == 1
-    assert opened(store, webhook).take(github(b"{ }")).event_id != first.event_id
+    assert take(store, webhook, github(b"{ }")).event_id != first.event_id
 
 
 NIGHTLY = b'{"job": "nightly", "status": "success"}'
@@ -781,19 +781,19 @@ def test_what_is_said_again_each_night_wakes_who_waits_where_repeats_are_accepte
     for night in ("0000-1", "0000-2", "0000-3"):
         wait = waited(store, webhook.event_name, RUN, step=night)
         call = github(NIGHTLY, X_GitHub_Delivery=night)
-        taken.append(opened(store, webhook).take(call))
+        taken.append(take(store, webhook, call))
         told = claimed(store, wait)
         assert told is not None
         assert told["delivery_id"] == night
         # Its sender tries again, or somebody sends what was captured.
         for _ in range(2):
             again = Taken(taken[-1].event_id, 1, duplicate=True)
-            assert opened(store, webhook).take(call) == again
+            assert take(store, webhook, call) == again
         clock.advance(DAY_US)
     assert len({one.event_id for one in taken}) == 3
-    other = opened(store, webhook).take(github(b"{}", X_GitHub_Delivery="0000-3"))
+    other = take(store, webhook, github(b"{}", X_GitHub_Delivery="0000-3"))
     assert not other.duplicate  # the identifier alone is nobody's
-    unnamed = [opened(store, webhook).take(github(NIGHTLY)) for _ in range(2)]
+    unnamed = [take(store, webhook, github(NIGHTLY)) for _ in range(2)]
     assert [one.duplicate for one in unnamed] == [False, True]
 
 
@@ -806,9 +806,7 @@ def test_repeats_are_refused_unless_they_are_asked_for(
 ) -> None:
     webhook = webhooks(store).register(WebhookRequest("ci", kind, "github", signature))
     assert webhook.repeats == "refuse"
-    taken = [
-        opened(store, webhook).take(github(NIGHTLY, X_GitHub_Delivery=night)) for night in "12"
-    ]
+    taken = [take(store, webhook, github(NIGHTLY, X_GitHub_Delivery=night)) for night in "12"]
     assert [one.duplicate for one in taken] == [False, True]
 
 
@@ -844,23 +842,23 @@ def test_a_call_of_githubs_is_remembered_as_long_as_its_webhook(
 ) -> None:
     wanted = WebhookRequest("x", "github", "github", expires_in_s=300 * 24 * 3600)
     webhook = webhooks(store).register(wanted)
-    first = opened(store, webhook).take(github(b"{}"))
+    first = take(store, webhook, github(b"{}"))
     clock.advance(299 * DAY_US)
     with store.catalog.read() as snapshot:
-        plan = plan_sweep(snapshot, clock.time_us)
+        plan = plan_sweep(snapshot, clock.time_us, keep_us=KEEP_US)
     execute_sweep(store.catalog, plan)
-    assert opened(store, webhook).take(github(b"{}")).event_id == first.event_id
+    assert take(store, webhook, github(b"{}")).event_id == first.event_id
 
 
 def test_the_same_call_at_two_webhooks_is_two_events(store: Store) -> None:
     made = [webhooks(store).register(GITHUB_CALL) for _ in range(2)]
-    assert len({opened(store, webhook).take(github(b"{}")).event_id for webhook in made}) == 2
+    assert len({take(store, webhook, github(b"{}")).event_id for webhook in made}) == 2
 
 
 def test_calls_at_the_same_moment_are_one_event(store: Store) -> None:
     webhook = webhooks(store).register(GITHUB_CALL)
     with ThreadPoolExecutor(8) as pool:
-        taken = list(pool.map(lambda _: opened(store, webhook).take(github(b"{}")), range(16)))
+        taken = list(pool.map(lambda _: take(store, webhook, github(b"{}")), range(16)))
     assert len({one.event_id for one in taken}) == 1
     assert sum(not one.duplicate for one in taken) == 1
 
@@ -869,12 +867,12 @@ def test_stripes_next_attempt_has_a_new_time_and_is_the_same_event(
     store: Store, clock: HandClock
 ) -> None:
     webhook = webhooks(store).register(WebhookRequest("pay", "stripe", "stripe"))
-    first = opened(store, webhook).take(stripe(b'{"id": "evt_1", "pending": 2}', clock.time_us))
+    first = take(store, webhook, stripe(b'{"id": "evt_1", "pending": 2}', clock.time_us))
     clock.advance(DAY_US)
-    again = opened(store, webhook).take(stripe(b'{"id": "evt_1", "pending": 1}', clock.time_us))
+    again = take(store, webhook, stripe(b'{"id": "evt_1", "pending": 1}', clock.time_us))
     assert (again.event_id, again.duplicate) == (first.event_id, True)
     assert json.loads(event(store, first).payload)["delivery_id"] == "evt_1"
-    other = opened(store, webhook).take(stripe(b'{"id": "evt_2"}', clock.time_us))
+    other = take(store, webhook, stripe(b'{"id": "evt_2"}', clock.time_us))
     assert not other.duplicate
 
 
@@ -885,25 +883,25 @@ def test_a_call_from_long_ago_or_from_the_future_is_refused(
     webhook = webhooks(store).register(WebhookRequest("pay", "stripe", "stripe"))
     call = stripe(b'{"id": "evt_1"}', clock.time_us + by_s * SECOND_US)
     with pytest.raises(InvalidRequest, match="301 s"):
-        opened(store, webhook).take(call)
+        take(store, webhook, call)
     assert events(store) == []
     near = stripe(b'{"id": "evt_1"}', clock.time_us + (by_s // 301) * 300 * SECOND_US)
-    assert opened(store, webhook).take(near).event_id
+    assert take(store, webhook, near).event_id
 
 
 def test_the_tolerance_is_the_registrations(store: Store, clock: HandClock) -> None:
     wanted = WebhookRequest("pay", "stripe", "stripe", signature={"tolerance": 10})
     webhook = webhooks(store).register(wanted)
     with pytest.raises(InvalidRequest):
-        opened(store, webhook).take(stripe(b"{}", clock.time_us - 11 * SECOND_US))
+        take(store, webhook, stripe(b"{}", clock.time_us - 11 * SECOND_US))
 
 
 def test_an_old_call_that_was_taken_is_answered_as_it_was(store: Store, clock: HandClock) -> None:
     webhook = webhooks(store).register(WebhookRequest("pay", "stripe", "stripe"))
     call = stripe(b'{"id": "evt_1"}', clock.time_us)
-    first = opened(store, webhook).take(call)
+    first = take(store, webhook, call)
     clock.advance(DAY_US)
-    assert opened(store, webhook).take(call).event_id == first.event_id
+    assert take(store, webhook, call).event_id == first.event_id
 
 
 def test_a_clock_in_doubt_refuses_nobody_and_takes_nothing_twice(
@@ -918,8 +916,8 @@ def test_a_clock_in_doubt_refuses_nobody_and_takes_nothing_twice(
         webhook = webhooks(store).register(wanted)
         assert webhook.undated_at == START_US
         call = stripe(b'{"id": "evt_1"}', clock.time_us)
-        first = opened(store, webhook).take(call)
-        assert opened(store, webhook).take(call) == Taken(first.event_id, 0, duplicate=True)
+        first = take(store, webhook, call)
+        assert take(store, webhook, call) == Taken(first.event_id, 0, duplicate=True)
 
 
 TIMED = {"header": "X-S", "timestamp_header": "X-T", "signed": "{timestamp}.{body}"}
@@ -950,7 +948,7 @@ def remembered(store: Store, webhook: Webhook) -> list[Once]:
 
 def swept(store: Store, clock: HandClock) -> None:
     with store.catalog.read() as snapshot:
-        plan = plan_sweep(snapshot, clock.time_us)
+        plan = plan_sweep(snapshot, clock.time_us, keep_us=KEEP_US)
     execute_sweep(store.catalog, plan)
 
 
@@ -963,8 +961,8 @@ def test_what_happens_again_is_another_event_where_no_identifier_says_otherwise(
     taken = []
     for _ in range(3):
         call = timed(kind, body, clock.time_us)
-        taken.append(opened(store, webhook).take(call))
-        assert opened(store, webhook).take(call) == Taken(taken[-1].event_id, 0, duplicate=True)
+        taken.append(take(store, webhook, call))
+        assert take(store, webhook, call) == Taken(taken[-1].event_id, 0, duplicate=True)
         clock.advance(SECOND_US)
     assert len({one.event_id for one in taken}) == 3
 
@@ -978,24 +976,24 @@ def test_a_call_that_is_forgotten_is_too_old(
     webhook = takes_timed(store, kind)
     call = timed(kind, b"{}", clock.time_us + ahead_s * SECOND_US)
     clock.advance(part_us)
-    first = opened(store, webhook).take(call)
+    first = take(store, webhook, call)
     ends = [key.expires_at for key in remembered(store, webhook)]
     assert ends == [clock.time_us + 121 * SECOND_US]
     # As long as it is near enough in time it is known; then it is refused by its time.
     clock.advance(121 * SECOND_US - 1)
     swept(store, clock)
-    assert opened(store, webhook).take(call).event_id == first.event_id
+    assert take(store, webhook, call).event_id == first.event_id
     clock.advance(1)
     swept(store, clock)
     assert remembered(store, webhook) == []
     with pytest.raises(InvalidRequest, match="signed"):
-        opened(store, webhook).take(call)
+        take(store, webhook, call)
     assert len(events(store)) == 1
 
 
 def test_a_call_is_remembered_no_longer_than_its_webhook(store: Store) -> None:
     webhook = takes_timed(store, "generic", expires_in_s=30)
-    opened(store, webhook).take(timed("generic", b"{}", START_US))
+    take(store, webhook, timed("generic", b"{}", START_US))
     assert [key.expires_at for key in remembered(store, webhook)] == [webhook.expires_at]
 
 
@@ -1004,7 +1002,7 @@ def test_a_clock_in_doubt_takes_no_call_that_may_be_forgotten(
 ) -> None:
     webhook = takes_timed(store, "generic")
     old = timed("generic", b"{}", clock.time_us)
-    opened(store, webhook).take(old)
+    take(store, webhook, old)
     clock.advance(HOUR_US)
     webhooks(store).register(GITHUB_CALL)  # a write: catalog time is an hour later
     swept(store, clock)
@@ -1012,20 +1010,20 @@ def test_a_clock_in_doubt_takes_no_call_that_may_be_forgotten(
     clock.trusted = False
     clock.advance(3650 * DAY_US)
     with pytest.raises(InvalidRequest, match="signed"):
-        opened(store, webhook).take(old)
+        take(store, webhook, old)
     # Of what was signed since nobody can tell, and it is remembered for as long as it is good.
     new = timed("generic", b"{}", clock.time_us - 3649 * DAY_US)
-    taken = opened(store, webhook).take(new)
+    taken = take(store, webhook, new)
     assert not taken.duplicate
     clock.advance(-3649 * DAY_US)
     clock.trusted = True
     date_all(store.catalog)
     swept(store, clock)
-    assert opened(store, webhook).take(new).event_id == taken.event_id
+    assert take(store, webhook, new).event_id == taken.event_id
     clock.advance(400 * DAY_US)
     swept(store, clock)
     with pytest.raises(InvalidRequest, match="signed"):
-        opened(store, webhook).take(new)
+        take(store, webhook, new)
 
 
 def test_a_call_from_the_future_that_a_clock_in_doubt_took_is_known_until_then(
@@ -1035,13 +1033,13 @@ def test_a_call_from_the_future_that_a_clock_in_doubt_took_is_known_until_then(
     clock.trusted = False
     clock.advance(3650 * DAY_US)
     call = timed("generic", b"{}", START_US + 5 * HOUR_US)
-    first = opened(store, webhook).take(call)
+    first = take(store, webhook, call)
     clock.time_us = START_US + HOUR_US
     clock.trusted = True
     date_all(store.catalog)
     clock.time_us = START_US + 5 * HOUR_US
     swept(store, clock)
-    assert opened(store, webhook).take(call).event_id == first.event_id
+    assert take(store, webhook, call).event_id == first.event_id
 
 
 # --- the end
@@ -1050,27 +1048,27 @@ def test_a_call_from_the_future_that_a_clock_in_doubt_took_is_known_until_then(
 def test_a_webhook_for_one_call_takes_no_other(store: Store) -> None:
     wanted = WebhookRequest("x", "github", "github", single_use=True)
     webhook = webhooks(store).register(wanted)
-    first = opened(store, webhook).take(github(b"1"))
-    assert opened(store, webhook).take(github(b"1")).event_id == first.event_id
+    first = take(store, webhook, github(b"1"))
+    assert take(store, webhook, github(b"1")).event_id == first.event_id
     with pytest.raises(WebhookClosed):
-        opened(store, webhook).take(github(b"2"))
+        take(store, webhook, github(b"2"))
 
 
 def test_a_webhook_past_its_time_takes_no_calls(store: Store, clock: HandClock) -> None:
     webhook = webhooks(store).register(WebhookRequest("x", "github", "github", expires_in_s=60))
     clock.advance(59 * SECOND_US)
-    opened(store, webhook).take(github(b"1"))
+    take(store, webhook, github(b"1"))
     clock.advance(SECOND_US)
     for body in (b"1", b"2"):
         with pytest.raises(WebhookClosed):
-            opened(store, webhook).take(github(body))
+            take(store, webhook, github(body))
 
 
 def test_what_was_said_to_be_kept_is_kept_when_its_webhooks_time_is_over(
     store: Store, clock: HandClock
 ) -> None:
     webhook = webhooks(store).register(WebhookRequest("x", "github", "github", expires_in_s=60))
-    taken = opened(store, webhook).take(github(b"{}"))
+    taken = take(store, webhook, github(b"{}"))
     clock.advance(60 * SECOND_US)
     swept(store, clock)
     assert remembered(store, webhook) == []
@@ -1090,15 +1088,15 @@ def test_a_removed_webhook_takes_no_calls(store: Store) -> None:
     with pytest.raises(NotFound):
         opened(store, webhook)
     with pytest.raises(NotFound):
-        call.take(github(b"{}"))
+        call.prove(github(b"{}")).take()
     with pytest.raises(NotFound):
         webhooks(store).remove(webhook.webhook_id)
 
 
 def test_the_calls_of_a_removed_webhook_are_forgotten_with_it(store: Store) -> None:
     webhook, other = (webhooks(store).register(GITHUB_CALL) for _ in range(2))
-    opened(store, other).take(github(b"{}"))
-    opened(store, webhook).take(github(b"{}"))
+    take(store, other, github(b"{}"))
+    take(store, webhook, github(b"{}"))
     (key,) = remembered(store, webhook)
     more = CALLS_FORGOTTEN_MAX + 7
 
@@ -1121,7 +1119,7 @@ def test_a_webhook_of_a_run_that_ended_takes_no_calls(store: Store) -> None:
     webhook = webhooks(store).register(GITHUB_CALL)
     store.catalog.write(lambda txn: txn.insert(run), actor="ann")
     with pytest.raises(WebhookClosed, match="cancelled"):
-        opened(store, webhook).take(github(b"{}"))
+        take(store, webhook, github(b"{}"))
 
 
 @pytest.mark.parametrize("status", ["", "running", CANCELLED])
@@ -1139,7 +1137,7 @@ def test_the_run_of_another_tenant_is_not_told_from_one_that_is_not_there(
     webhook = webhooks(store).register(GITHUB_CALL)
     assert (webhook.workflow_run_id, webhook.expires_at) == (RUN, None)
     assert webhook.event_name == "webhook_github_pr"
-    taken = opened(store, webhook).take(github(b"{}"))
+    taken = take(store, webhook, github(b"{}"))
     assert (taken.delivered_to, taken.duplicate) == (0, False)
     with store.catalog.read() as snapshot:
         assert snapshot.get(Subscription, theirs.subscription_id) == theirs
@@ -1155,15 +1153,15 @@ def test_what_has_no_room_is_refused_and_the_log_tells_once(
     complaints = Complaints()
 
     def come(body: bytes, held_bytes_max: int) -> Taken:
-        ready = called(
-            store, webhook.webhook_id, complaints=complaints, held_bytes_max=held_bytes_max
-        )
-        return ready.take(github(body))
+        room = Room(held_bytes_max)
+        ready = called(store, webhook.webhook_id, complaints=complaints, room=room)
+        return ready.prove(github(body)).take()
 
     # What the store tells, and nobody waits for, keeps no call out.
     for number in range(3):
+        name = f"upload_{number}"
         store.catalog.write(
-            lambda txn, number=number: append_event(txn, "acme", f"upload_{number}", {})  # type: ignore[misc]
+            lambda txn, name=name: append_event(txn, "acme", name, {}, keep_us=KEEP_US)  # type: ignore[misc]
         )
     come(b"1", 1000)
     with store.catalog.read() as snapshot:
@@ -1177,10 +1175,22 @@ def test_what_has_no_room_is_refused_and_the_log_tells_once(
     assert not come(b"2", 0).duplicate, "nothing of it was remembered"
 
 
+def test_a_call_that_may_not_be_kept_beside_all_others_is_refused_and_logged(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    webhook = webhooks(store).register(WebhookRequest("h", "github", "github"))
+    waited(store, webhook.event_name, "direct")  # so that it would not be held
+    ready = called(store, webhook.webhook_id, room=Room(kept_bytes_max=10))
+    with pytest.raises(TooManyKept):
+        ready.prove(github(b"1")).take()
+    (record,) = caplog.records
+    assert "as [limits] tenant_kept_events allows" in record.message
+
+
 def test_the_deepest_body_makes_an_event_that_is_not_too_deep(store: Store) -> None:
     webhook = webhooks(store).register(GITHUB_CALL)
     for levels, form in ((LEVELS_MAX - 1, "json"), (LEVELS_MAX, "text")):
-        taken = opened(store, webhook).take(github(b"[" * levels + b"]" * levels))
+        taken = take(store, webhook, github(b"[" * levels + b"]" * levels))
         payload = json.loads(event(store, taken).payload)
         assert payload["body_form"] == form
         assert not is_too_deep(payload)

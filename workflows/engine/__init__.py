@@ -8,6 +8,7 @@
     items       of loops that sleep, those that have not ended
     kit         what the steps of one process share
     plan        a definition as the engine walks it
+    plans       those of the runs that are carried out, kept at hand
     verdicts    whether a step may begin, by what became of those before it
     scope       what the templates of a step see
     spots       one step of one run, and its names

@@ -11,9 +11,18 @@ a lease over, and the next one, after a kill too, begins with ending all that it
 one would end by itself where the process or the machine is suspended, or the wall clock steps
 on, and what is at work would be begun a second time beside itself.
 
-A call of a tool that has no place yet (`shares`) is leased too, and is handled when it has
-one: it waits here, and nowhere else, and nobody looks whether it may begin until a place is
-free. What else there is to do is done in a moment, beside the calls.
+Tenants have turns: of all messages that are due, the next one is the oldest of the tenant that
+comes, by name, after the one that had the last turn. So however much one tenant has to do, it costs
+another one a message's time for each of its own. Of what is done at one time, a tenant has three
+quarters at most (`shares`).
+
+A call of a tool that has no place yet is leased too, and is handled when it has one: it waits
+here, and nowhere else, and nobody looks whether it may begin until a place is free. What else
+there is to do is done in a moment, in places of its own beside the calls.
+
+A message whose execution is gone is dropped: its run has ended, and was forgotten.
+
+The file gives back what it needed for a large run (`auto_vacuum`, in portions).
 
 stabilize dates messages by the wall clock. Where that steps back, what is queued would be due
 only when the old time has come again: that is seen, and mended (`mend_times`).
@@ -47,14 +56,14 @@ from stabilize.queue.message_ids import delivery_key, row_id
 from stabilize.queue.messages import Message, RunTask
 from stabilize.queue.processor import QueueProcessor, QueueProcessorConfig
 from stabilize.queue.sqlite import SqliteQueue
-from stabilize.recovery import recover_on_startup
+from stabilize.recovery import RecoveryResult, WorkflowRecovery
 from stabilize.resilience.bulkheads import TaskBulkheadManager
 from stabilize.resilience.circuits import WorkflowCircuitFactory
 from stabilize.resilience.config import BulkheadConfig, HandlerConfig, ResilienceConfig
 from stabilize.tasks.interface import Task
 from stabilize.tasks.registry import TaskRegistry
 
-from workflows.engine.shares import Shares
+from workflows.engine.shares import Places, Shares
 from workflows.engine.spots import END, Execution, Spot
 from workflows.engine.stages import Stage
 
@@ -65,9 +74,11 @@ _TABLE: Final = "queue_messages"
 _EVER_S: Final = 100 * 365 * 86400.0
 _EVER_HOURS: Final = _EVER_S / 3600
 _FILTERED: Final = 500  # messages
-_BESIDE: Final = 4  # threads for what calls no tool, so that it need not wait for those that do
+# Threads for what calls no tool, so that it need not wait for those that do. The interpreter does
+# one thing at a time: with more, only who has little to do would wait longer for each of it.
+_BESIDE: Final = 8
 _LEASED: Final = 100  # messages looked at together for calls of tools
-_LOOK_MS: Final = 10  # between two looks of the processor for a message
+_LOOK_MS: Final = 3  # between two looks of the processor, which finds all places beside taken
 # After the last message the file is looked at often for so long, and then seldom: what is
 # pushed by another thread is seen at once, and what is due later, soon enough.
 _BUSY_S: Final = 0.5
@@ -76,7 +87,12 @@ _AGAIN: Final = timedelta(seconds=1)  # after an error of stabilize's own
 _JUMP_S: Final = 1.0  # by which the wall clock left the monotonic one: more than slewing does
 _REPAIR_S: Final = 300.0  # between two looks for runs that stand still
 _FORGET_S: Final = 3600.0  # between two removals of what was processed long ago
-_PAGE: Final = 500  # executions forgotten at once
+_PAGE: Final = 500  # executions looked at together
+_FORGOTTEN: Final = 2000  # stages forgotten before others have their turn
+_FORM: Final = 1  # of the file: another one is made anew
+_SPARE: Final = 2000  # pages of 4 KiB that may stay free in the file
+_GIVEN: Final = 1000  # pages given back at once
+_LAST: Final = "\U0010ffff"  # after the name of each tenant
 
 _log = logging.getLogger(__name__)
 
@@ -96,11 +112,13 @@ class Database:
         where tests kill the process."""
         _configure()
         folder.mkdir(exist_ok=True)
-        _remove_if_damaged(folder / FILE)
+        _remove_if_unfit(folder / FILE)
+        _make(folder / FILE)
         url = _url(folder)
         self._store = SqliteWorkflowStore(url, create_tables=True)
         self._shares = Shares(concurrency)
-        self._queue = _Queue(url, at, self._shares)
+        self._beginning = threading.Lock()
+        self._queue = _Queue(url, at, self._shares, Places(_BESIDE))
         self._queue._create_table()
         self._queue.release_all()
         self._queue.mend_times()
@@ -139,19 +157,33 @@ class Database:
         )
         self._orchestrator = Orchestrator(self._queue, self._store)
 
-    def start(self) -> None:
-        """Go on with what was begun before, and with what is begun from now on."""
-        recover_on_startup(self._store, self._queue, max_age_hours=_EVER_HOURS)
+    def start(self, beat: Callable[[], None] = _nothing) -> None:
+        """Go on with what was begun before, and with what is begun from now on; `beat` is called
+        now and then."""
+        _Recovery(self._store, self._queue, beat).recover_pending_workflows()
         self._processor.start()
 
-    def begin(self, execution: Execution, stages: list[Stage]) -> None:
-        """Begin an execution, unless it has begun."""
+    def begin(
+        self,
+        execution: Execution,
+        tenant: str,
+        stages: list[Stage],
+        check: Callable[[], None] = _nothing,
+    ) -> None:
+        """Begin an execution, unless it has begun.
+
+        `check` raises where its run has ended, and what it raises is raised: nothing begins
+        after `forget_run`, which is called later than that.
+        """
         if self.has(execution):
             return
         made = [_made(stage) for stage in stages]
         workflow = Workflow.create(application=execution.run, name=execution.name, stages=made)
         workflow.id = execution.identifier
-        self._orchestrator.start(workflow)
+        workflow.origin = tenant
+        with self._beginning:
+            check()
+            self._orchestrator.start(workflow)
 
     def has(self, execution: Execution) -> bool:
         """Whether it has begun, and was not forgotten."""
@@ -192,11 +224,52 @@ class Database:
 
     def forget_run(self, run: str, beat: Callable[[], None] = _nothing) -> None:
         """Drop all executions of a run; `beat` is called now and then."""
-        for page in self._pages(run):
+        for _ in self.forgetting(run):
+            beat()
+
+    def forgetting(self, run: str) -> Iterator[None]:
+        """Drop all executions of a run, a portion at each step: for who has others to look after
+        meanwhile."""
+        with self._beginning:
+            pass  # what was about to begin is there now, and what comes next finds the run ended
+        for page in self._pages(run):  # nothing more is done for them
             self._queue.purge(page)
-            for identifier in page:
-                beat()
+            yield
+        stages = 0
+        for page in self._pages(run):
+            for identifier, has in self._stages_of(page):
                 self._store.delete(identifier)
+                stages += has
+                if stages >= _FORGOTTEN:
+                    stages = 0
+                    yield
+            self._queue.purge(page)  # what those that were at work have sent meanwhile
+            yield
+        while self._give_back():
+            yield
+
+    def _stages_of(self, page: list[str]) -> list[tuple[str, int]]:
+        """How many stages each of these executions has."""
+        connection = self._store._get_connection()
+        return connection.execute(
+            "SELECT id, (SELECT count(*) FROM stage_executions WHERE execution_id = one.id) "  # noqa: S608
+            f"FROM pipeline_executions one WHERE id IN ({_marks(page)})",
+            page,
+        ).fetchall()
+
+    def _give_back(self) -> bool:
+        """Give a portion of what is free in the file back to the disk, where it is much; whether
+        there was."""
+        connection = self._store._get_connection()
+        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+        if free <= _SPARE:
+            return False
+        # Each of its rows is a page that is given back.
+        connection.execute(f"PRAGMA incremental_vacuum({min(_GIVEN, free - _SPARE)})").fetchall()
+        connection.commit()
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        (left,) = connection.execute("PRAGMA freelist_count").fetchone()
+        return bool(left < free)  # else others need it as fast
 
     def _pages(self, run: str) -> Iterator[list[str]]:
         """The identifiers of a run's executions: those of a large one are many, and each may be
@@ -240,10 +313,11 @@ class Database:
 
 @final
 class _Queue(SqliteQueue):
-    """stabilize's queue, which is asked for messages 100 times a second: it looks into the
+    """stabilize's queue, which is asked for messages 300 times a second: it looks into the
     file only where there was one lately, or has been no look for a while.
 
-    All messages are given out by when they are due, and the calls of tools as `shares` says.
+    Messages are given out to the tenants in turns. Each is the tenant's whose execution it names,
+    whoever has put it into the table.
     """
 
     def __init__(
@@ -251,11 +325,14 @@ class _Queue(SqliteQueue):
         url: str,
         at: Callable[[str], None],
         shares: Shares,
+        beside: Places,
         wall: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(url, _TABLE, lock_duration=LEASE, max_attempts=1_000_000_000)
         self._at = at
         self._shares = shares
+        self._beside = beside
+        self._served = ""  # the tenant that had the last turn
         self._wall = wall
         self._moved_s = time.monotonic()
         self._looked_s = 0.0
@@ -279,9 +356,22 @@ class _Queue(SqliteQueue):
     def _create_table(self) -> None:
         super()._create_table()
         connection = self._get_connection()
+        columns = connection.execute(f"PRAGMA table_info({_TABLE})").fetchall()
+        if "tenant" not in {column["name"] for column in columns}:
+            connection.execute(f"ALTER TABLE {_TABLE} ADD COLUMN tenant TEXT NOT NULL DEFAULT '?'")
+        # stabilize puts messages into the table in many places.
+        connection.execute(
+            f"CREATE TRIGGER IF NOT EXISTS whose AFTER INSERT ON {_TABLE} BEGIN "  # noqa: S608
+            f"UPDATE {_TABLE} SET tenant = coalesce((SELECT origin FROM pipeline_executions "
+            f"WHERE id = {_told('NEW', 'execution_id')}), '?') WHERE id = NEW.id; END"
+        )
         # What is leased, or due later, costs a look nothing, however much it is.
         connection.execute(
             f"CREATE INDEX IF NOT EXISTS due ON {_TABLE} (deliver_at) WHERE locked_until IS NULL"
+        )
+        connection.execute(
+            f"CREATE INDEX IF NOT EXISTS turns ON {_TABLE} (tenant, deliver_at) "
+            "WHERE locked_until IS NULL"
         )
         connection.commit()
 
@@ -290,15 +380,53 @@ class _Queue(SqliteQueue):
         for _ in range(_LEASED):
             if (message := self._placed()) is not None:
                 return message
-            row = self._leased()
-            if row is None:
+            number = self._due()
+            if number is None:
                 return None
+            row = self._leased(number)
+            if row is None:
+                continue
             self._moved_s = time.monotonic()
-            if row["message_type"] != RunTask.__name__ or not row["tenant"]:
-                with self._returned(row["id"]):
-                    return self._message(row)
-            self._shares.wait(row["tenant"], row["id"])
+            if row["message_type"] == RunTask.__name__ and row["caller"]:
+                self._shares.wait(row["caller"], number)
+                continue
+            self._beside.take(row["tenant"], number)
+            try:
+                with self._returned(number):
+                    message = self._message(row)
+            finally:
+                if message is None:
+                    self._beside.leave(number)
+            if message is not None:
+                return message
         return self._placed()
+
+    def _due(self) -> int | None:
+        """The message that is due for longest of the tenant whose turn it is: the first one, after
+        the one that had its turn last, that has any and may have a place."""
+        if not self._beside.has_room():
+            return None
+        now = datetime.now(UTC).isoformat()
+        connection = self._get_connection()
+        # All dates here are written by `isoformat` in UTC: their texts sort as they do.
+        if not connection.execute(
+            f"SELECT 1 FROM {_TABLE} INDEXED BY due "  # noqa: S608
+            "WHERE locked_until IS NULL AND deliver_at <= ? LIMIT 1",
+            (now,),
+        ).fetchone():
+            return None
+        for after, last in ((self._served, _LAST), ("", self._served)):
+            while row := connection.execute(
+                f"SELECT id, tenant, deliver_at FROM {_TABLE} INDEXED BY turns "  # noqa: S608
+                "WHERE locked_until IS NULL AND tenant > ? AND tenant <= ? "
+                "ORDER BY tenant, deliver_at LIMIT 1",
+                (after, last),
+            ).fetchone():
+                after = row["tenant"]
+                if row["deliver_at"] <= now and self._beside.may_take(after):
+                    self._served = after
+                    return int(row["id"])
+        return None
 
     def _placed(self) -> Message | None:
         """A call that has been given a place."""
@@ -341,26 +469,30 @@ class _Queue(SqliteQueue):
             )
         self._pending.pop(number, None)
 
-    def _leased(self) -> sqlite3.Row | None:
-        """Lease the message that is due for longest: nobody but this thread leases any."""
+    def _leased(self, number: int) -> sqlite3.Row | None:
+        """Lease a message: nobody but this thread leases any. None where nothing is to be done
+        for it."""
         connection = self._get_connection()
-        now = datetime.now(UTC)
-        # All dates here are written by `isoformat` in UTC: their texts sort as they do.
         row: sqlite3.Row | None = connection.execute(
-            "SELECT message.id, message_type, payload, attempts + 1 AS attempts, "  # noqa: S608
-            "json_extract(stage.context, '$.tenant') AS tenant "
-            f"FROM {_TABLE} message INDEXED BY due "
-            "LEFT JOIN stage_executions stage ON stage.id = json_extract(payload, '$.stage_id') "
-            "WHERE locked_until IS NULL AND deliver_at <= ? ORDER BY deliver_at LIMIT 1",
-            (now.isoformat(),),
+            "SELECT message.id, message_type, payload, attempts + 1 AS attempts, tenant, "  # noqa: S608
+            f"{_told('message', 'execution_id')} AS named, execution.id AS found, "
+            f"json_extract(stage.context, '$.tenant') AS caller FROM {_TABLE} message "
+            "LEFT JOIN pipeline_executions execution "
+            f"ON execution.id = {_told('message', 'execution_id')} "
+            f"LEFT JOIN stage_executions stage ON stage.id = {_told('message', 'stage_id')} "
+            "WHERE message.id = ?",
+            (number,),
         ).fetchone()
         if row is None:
             return None
         with connection:  # what a full disk refuses is undone
+            if row["named"] and row["found"] is None:
+                connection.execute(f"DELETE FROM {_TABLE} WHERE id = ?", (number,))  # noqa: S608
+                return None
             leased = connection.execute(
                 f"UPDATE {_TABLE} SET locked_until = ?, attempts = attempts + 1, "  # noqa: S608
                 "version = version + 1 WHERE id = ?",
-                ((now + self.lock_duration).isoformat(), row["id"]),
+                ((datetime.now(UTC) + self.lock_duration).isoformat(), number),
             )
         return row if leased.rowcount else None
 
@@ -399,7 +531,9 @@ class _Queue(SqliteQueue):
     def _left(self, message: Message) -> None:
         """It is handled: what waits for its place is looked for at once."""
         if message.message_id:
-            self._shares.leave(row_id(message.message_id))
+            number = row_id(message.message_id)
+            self._shares.leave(number)
+            self._beside.leave(number)
         self._moved_s = time.monotonic()
 
     def purge(self, executions: list[str]) -> None:
@@ -441,6 +575,27 @@ class _Queue(SqliteQueue):
                     (latest.isoformat(), number),
                 )
         connection.commit()
+
+
+@final
+class _Recovery(WorkflowRecovery):
+    """stabilize's look for what stands still, with a beat for each execution."""
+
+    def __init__(
+        self, store: SqliteWorkflowStore, queue: SqliteQueue, beat: Callable[[], None]
+    ) -> None:
+        super().__init__(store, queue, max_recovery_age_hours=_EVER_HOURS)
+        self._beat = beat
+
+    def _recover_workflow(self, workflow: Workflow) -> RecoveryResult:
+        self._beat()
+        return super()._recover_workflow(workflow)
+
+
+def _told(message: str, what: str) -> str:
+    """What the payload of a message says, where it can be read: as in stabilize's indexes."""
+    payload = f"{message}.payload"
+    return f"CASE WHEN json_valid({payload}) THEN json_extract({payload}, '$.{what}') END"
 
 
 def _marks(values: list[str]) -> str:
@@ -486,17 +641,35 @@ def remove(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _remove_if_damaged(path: Path) -> None:
+def _make(path: Path) -> None:
+    """Make the file where there is none; one whose pages can be given back is made so before
+    there is anything in it."""
+    if path.exists():
+        return
+    connection = sqlite3.connect(path)
+    try:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute(f"PRAGMA user_version = {_FORM}")
+    finally:
+        connection.close()
+
+
+def _remove_if_unfit(path: Path) -> None:
+    """Remove a file that is damaged, or of an earlier release."""
     if not path.exists():
         return
     try:
         connection = sqlite3.connect(path)
         try:
             (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            (form,) = connection.execute("PRAGMA user_version").fetchone()
         finally:
             connection.close()
     except sqlite3.DatabaseError as error:
-        answer = str(error)
+        answer, form = str(error), _FORM
     if answer != "ok":
         _log.error("%s is damaged and is made anew: %s", path, answer)
+        remove(path.parent)
+    elif form != _FORM:
+        _log.warning("%s is of another release and is made anew", path)
         remove(path.parent)

@@ -14,18 +14,17 @@ from typing import final
 from workflows.definitions import (
     ALL_DONE,
     CONDITION,
-    ONE_DONE,
-    ONE_SUCCESS,
+    EARLY,
     Definition,
     Task,
+    awaited_of,
+    implied_of,
     ways_of,
 )
 from workflows.engine.spots import END, Spot
 
 # Rules by which a task begins although something before it failed: it takes up the failure.
-TOLERANT = (ALL_DONE, ONE_SUCCESS, ONE_DONE)
-# Rules by which a task may begin before all that it depends on has ended.
-EARLY = (ONE_SUCCESS, ONE_DONE)
+TOLERANT = (ALL_DONE, *EARLY)
 
 
 @final
@@ -39,9 +38,9 @@ class Plan:
         self.parallel_of: dict[str, str] = {}  # the innermost parallel around it; "" outside
         self.dependents: dict[str, list[str]] = {}
         self._direct: dict[str, list[Task]] = {}
-        self._before: dict[str, frozenset[str]] = {}
+        self._awaited: dict[str, list[str]] = {}
         self._ways: dict[str, tuple[tuple[Task, Task], ...]] = {}
-        self._own: dict[str, frozenset[str]] = {}
+        self._ways_into: dict[str, list[Task]] = {}
         self._named: dict[str, dict[str, list[str]]] = {}
         self._take("", "", list(definition.tasks.values()))
 
@@ -55,10 +54,21 @@ class Plan:
             self.dependents.setdefault(task.task_id, [])
         here = {task.task_id: task for task in tasks}
         order = TopologicalSorter({task.task_id: task.dependencies for task in tasks})
-        for task_id, ways in ways_of(here, order.static_order()).items():
-            self._ways[task_id] = tuple((here[one], here[way]) for one, way in ways.around)
-            self._own[task_id] = ways.own
+        ordered = list(order.static_order())
+        ways = ways_of(here, ordered)
+        implied = implied_of({name: here[name].dependencies for name in ordered})
+        self._awaited.update(awaited_of(here, ordered))
         for task in tasks:
+            task_id = task.task_id
+            self._ways[task_id] = tuple((here[one], here[way]) for one, way in ways[task_id].around)
+            self._ways_into[task_id] = [
+                here[name]
+                for name in task.dependencies
+                if here[name].operator != CONDITION
+                or name in ways[task_id].own
+                or task_id in (here[name].if_true, here[name].if_false)
+                or name not in implied[task_id]
+            ]
             for name in task.dependencies:
                 self.dependents[name].append(task.task_id)
             for branch in task.branches.values():
@@ -103,33 +113,14 @@ class Plan:
             level = self.level_of[level]
         return found[::-1]
 
-    def before(self, task_id: str) -> frozenset[str]:
-        """All that have to end before a task, those directly before it and those before them."""
-        known = self._before.get(task_id)
-        if known is None:
-            found: set[str] = set()
-            rest = list(self.tasks[task_id].dependencies)
-            while rest:
-                name = rest.pop()
-                if name not in found:
-                    found.add(name)
-                    rest += self.tasks[name].dependencies
-            known = self._before[task_id] = frozenset(found)
-        return known
-
     def ways_into(self, task: Task) -> list[Task]:
         """Those that a task depends on, without what says nothing of its own: highway_dsl has
         all tasks of a condition's way depend on the condition too, also those further down."""
-        own = self._own[task.task_id]
-        before = [self.tasks[name] for name in task.dependencies]
-        return [
-            one
-            for one in before
-            if one.operator != CONDITION
-            or one.task_id in own
-            or task.task_id in (one.if_true, one.if_false)
-            or not any(one.task_id in self.before(other.task_id) for other in before)
-        ]
+        return self._ways_into[task.task_id]
+
+    def awaited(self, task: Task) -> list[str]:
+        """Those whose ends a task waits for before it is looked at: see `awaited_of`."""
+        return self._awaited[task.task_id]
 
     def ways_around(self, task: Task) -> tuple[tuple[Task, Task], ...]:
         """The ways of conditions that a task is in: each condition with the task that it leads to

@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar, final
 
@@ -23,11 +23,11 @@ from cas.records import ENDED, FAILED, WAITING, Run, Subscription
 from cas.restored import waits_for_acceptance
 from cas.runner import PLACE
 from cas.store import Store
-from workflows.definitions import FOREACH
+from workflows.definitions import EARLY, FOREACH
 from workflows.engine.beating import Beating
 from workflows.engine.database import FILE, Database, remove
 from workflows.engine.outcomes import ENDING, TROUBLE
-from workflows.engine.plan import EARLY, Plan
+from workflows.engine.plan import Plan
 from workflows.engine.spots import END, FORK, TIMER, Execution, Spot, outside, parsed_step
 from workflows.engine.steps import Steps
 from workflows.engine.verdicts import OVER, is_loop_over
@@ -47,6 +47,7 @@ _ROUND_TIMES: Final = 20.0
 _QUIET_S: Final = 60.0  # between two where nothing was committed: for what stands still
 _COALESCE_S: Final = 0.02  # many commits at once are looked at once
 _NEW: Final = 100  # open runs looked at together, from the youngest on, at each commit
+_LETTING_S: Final = 0.2  # of each look, for runs that have ended
 _STOP_S: Final = 5.0
 
 _log = logging.getLogger(__name__)
@@ -82,6 +83,10 @@ class Runner:
         self._beating = Beating(store, self._steps.at_work, late=self._steps.late)
         self._at = at
         self._known: set[str] = set()  # runs that were taken up
+        # Runs that ended, which the database drops in portions: a large one takes seconds, in which
+        # others begin and are rung for.
+        self._leaving: dict[str, Iterator[None]] = {}
+        self._ended: list[Execution] = []  # were forgotten, and are to be looked at
         self._rung: list[Subscription] = []
         # What was rung for and could not be answered: nobody rings for it again. With when it
         # is tried again; one run's trouble delays nobody else.
@@ -168,14 +173,16 @@ class Runner:
 
     def _started(self, folder: Path) -> Database:
         concurrency = self._store.settings.workflows.concurrency
+        self._beat()  # a large file is looked through
         database = Database(folder, self._steps, concurrency, self._at)
+        self._beat()
         self._steps.attach(database)
         try:
             found = self._open()
             for run_id in sorted(database.runs()):
                 if run_id not in found or not self._woken(database, run_id):
                     database.forget_run(run_id, self._beat)  # it ended while no runner ran
-            database.start()
+            database.start(self._beat)
         except BaseException:
             database.close(0.0)
             raise
@@ -214,9 +221,10 @@ class Runner:
                 since = since or moved
                 if moved:
                     self._take_up()
+                self._let_go(database)
                 began_s = time.monotonic()
                 if began_s >= next_s:
-                    if since or began_s >= quiet_s:
+                    if since or self._ended or began_s >= quiet_s:
                         self._round(database)
                         quiet_s = began_s + _QUIET_S
                     since = False
@@ -235,6 +243,8 @@ class Runner:
 
     def _patience_s(self) -> float:
         """How long until the next look where nothing happens."""
+        if self._leaving:
+            return 0.0
         due_s = min((due_s for due_s, _ in self._unanswered), default=math.inf)
         return min(_ROUND_S, max(0.0, due_s - time.monotonic()))
 
@@ -316,26 +326,25 @@ class Runner:
             found = _open_in(snapshot)
             gone = [run_id for run_id in self._known - found if _is_over(snapshot, run_id)]
         for run_id in gone:
-            self._let_go(database, run_id)
+            self._known.discard(run_id)
+            self._leaving[run_id] = database.forgetting(run_id)
         for run_id in sorted(found - self._known):
             self._begin(run_id)
         for execution in database.ended():
             self._beat()
             database.forget(execution)
-            if execution.run in found:
-                self._guarded(execution.run, self._go_on, execution)
+            self._ended.append(execution)
+        self._ended = [
+            execution
+            for execution in self._ended
+            if execution.run in found and not self._guarded(execution.run, self._go_on, execution)
+        ]
 
     def _go_on(self, ended: Execution) -> None:
         """An execution ended, and its run goes on in the catalog: it began a moment ago, or
         waits for others, or stands still."""
         if not ended.level:
-            try:
-                self._take_over(ended.run)
-            except (RunEnded, NotFound):
-                raise  # it is known still, so that the next round lets go of it
-            except Exception:
-                self._known.discard(ended.run)  # the next round tries again
-                raise
+            self._take_over(ended.run)
             return
         log = self._steps.log_of(ended.run)
         view = log.read()
@@ -347,11 +356,20 @@ class Runner:
         if step is None or step.status not in OVER:
             self._steps.ring(plan, Spot(ended.run, ended.level, outside(ended.iteration)))
 
-    def _let_go(self, database: Database, run_id: str) -> None:
-        """Of a run that has ended: drop what comes next. Its waits ended with it."""
-        self._known.discard(run_id)
-        database.forget_run(run_id, self._beat)
-        self._steps.forget(run_id)
+    def _let_go(self, database: Database) -> None:
+        """Of runs that have ended: drop some of what comes next. Their waits ended with them."""
+        until_s = time.monotonic() + _LETTING_S
+        while self._leaving and time.monotonic() < until_s:
+            self._beat()
+            run_id, portions = next(iter(self._leaving.items()))
+            try:
+                next(portions)
+            except StopIteration:
+                del self._leaving[run_id]
+                self._steps.forget(run_id)
+            except BaseException:
+                self._leaving[run_id] = database.forgetting(run_id)  # from the beginning
+                raise
 
     def _woken(self, database: Database, run_id: str) -> bool:
         """Wake an open run; False where it has ended by now."""

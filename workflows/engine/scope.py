@@ -5,14 +5,30 @@ the results of the same item's tasks, the inner loop's before the outer one's. U
 has no value otherwise, what a step shows that waits.
 
 A value is read when a template names it: of all that a run knows, most templates name little.
+What is only asked for (`is defined`) is not read.
+
+As objects of Python a result takes up to 45 times the bytes that it has as JSON, and results of a
+run have up to 64 MiB. So what one step's templates read has a limit, and only a few steps fill in
+theirs at a time, which costs nobody anything: it is work under the interpreter's lock. The runner
+takes so much for it at most, READING_AT_ONCE times:
+
+    READ_BYTES_MAX              what they read, as objects
+    16 MiB                      the JSON of it, while it is read
+    45 MiB                      the inputs (1 MiB of JSON over HTTP), as objects
+    16 to 128 MiB               what they give (`templates.RENDERED_BYTES_MAX`): a text may take
+                                four bytes a character, and is there twice while it is made
+
+What a tool is given it has for as long as it works; all else is let go of before it is called.
 """
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, final
+from typing import Any, Final, Self, final
 
 import msgspec
 
@@ -24,7 +40,18 @@ from workflows.engine.plan import Plan
 from workflows.engine.spots import Spot, inside, outside
 from workflows.run_log import RunLog
 
-_OF_ITEMS = ("item", "index", "loop")
+READ_BYTES_MAX: Final = 32 << 20  # of all that the templates of one step read, as objects
+READING_AT_ONCE: Final = 2  # steps
+
+_OF_ITEMS: Final = ("item", "index", "loop")
+# What the objects take that such a byte of JSON stands for, measured and rounded up.
+_OBJECT_BYTES: Final = {b"[": 90, b"{": 130, b":": 60, b",": 60}
+_CLOSE_BYTES: Final = 1 << 20  # from so much on it is looked at more closely, which takes longer
+_TEXT: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
+_FOUR_BYTES: Final = re.compile(rb"[\xf0-\xf4]")  # a text with one of these takes four a character,
+_TWO_BYTES: Final = re.compile(rb"[\xc4-\xef]")  # with one of these two
+
+_places: Final = threading.BoundedSemaphore(READING_AT_ONCE)
 
 
 @final
@@ -39,11 +66,16 @@ class _Level:
 
 @final
 class Scope(Mapping[str, Any]):
-    """What the step at a spot sees, by name."""
+    """What the step at a spot sees, by name.
+
+    Templates are filled in while it is entered, which waits for its turn; afterwards it keeps
+    nothing. Raises InvalidWorkflow for a value that would make it more than READ_BYTES_MAX.
+    """
 
     def __init__(self, plan: Plan, log: RunLog, spot: Spot) -> None:
         self._plan = plan
         self._log = log
+        self._left_bytes = READ_BYTES_MAX
         self._found: dict[str, Any] = {}
         self._given: dict[str, Any] | None = None  # inputs and variables
         self._levels = [_Level("", "")]
@@ -51,6 +83,16 @@ class Scope(Mapping[str, Any]):
         for loop, number in zip(plan.loops_around(spot.task), numbers, strict=True):
             iteration = inside(self._levels[-1].iteration, number)
             self._levels.append(_Level(loop.task_id, iteration, number))
+
+    def __enter__(self) -> Self:
+        _places.acquire()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._left_bytes = READ_BYTES_MAX
+        self._found.clear()
+        self._given = None
+        _places.release()
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._found:
@@ -79,7 +121,7 @@ class Scope(Mapping[str, Any]):
         for level in reversed(self._levels):
             step = self._step(level, name, (COMPLETED,))
             if step is not None:
-                return partial(_decoded, partial(log.result, step.step_id, step.iteration))
+                return partial(self._read, name, log.result, step.step_id, step.iteration)
             if level.name and name in _OF_ITEMS:
                 return partial(self._of_item, level, name)
         if name in self._inputs:
@@ -87,7 +129,7 @@ class Scope(Mapping[str, Any]):
         for level in reversed(self._levels):
             step = self._step(level, name, (WAITING, RUNNING))
             if step is not None:
-                return partial(_decoded, partial(log.shown, step.step_id, step.iteration))
+                return partial(self._read, name, log.shown, step.step_id, step.iteration)
         return None
 
     def _step(self, level: _Level, name: str, states: tuple[str, ...]) -> Step | None:
@@ -105,9 +147,25 @@ class Scope(Mapping[str, Any]):
         if name == "index":
             return level.number
         if name == "item":
-            return _decoded(partial(self._log.item, level.name, level.iteration))
+            return self._read(name, self._log.item, level.name, level.iteration)
         count = self._log.items(level.name, outside(level.iteration))
         return {"index0": level.number, "index": level.number + 1, "length": count}
+
+    def _read(
+        self, name: str, read: Callable[[str, str], bytes | None], of: str, iteration: str
+    ) -> Any:
+        raw = read(of, iteration)
+        if raw is None:
+            return None
+        takes_bytes = _object_bytes(raw)
+        if takes_bytes > self._left_bytes:
+            reason = (
+                f"its {len(raw)} bytes take some {takes_bytes} as objects, and what one step reads "
+                f"may take {READ_BYTES_MAX}; store it as a file"
+            )
+            raise InvalidWorkflow(name, reason)
+        self._left_bytes -= takes_bytes
+        return msgspec.json.decode(raw)
 
     @property
     def _inputs(self) -> dict[str, Any]:
@@ -117,14 +175,10 @@ class Scope(Mapping[str, Any]):
         return self._given
 
 
-def _decoded(read: Callable[[], bytes | None]) -> Any:
-    raw = read()
-    return None if raw is None else msgspec.json.decode(raw)
-
-
-def items_of(loop: Task, known: Mapping[str, Any]) -> list[Any]:
+def items_of(loop: Task, known: Scope) -> list[Any]:
     """The items of a foreach. Raises InvalidWorkflow where they are no list."""
-    items = templates.render(loop.items, known)
+    with known:
+        items = templates.render(loop.items, known)
     if isinstance(items, str) and items.lstrip().startswith("["):
         try:
             items = msgspec.json.decode(items)
@@ -134,3 +188,18 @@ def items_of(loop: Task, known: Mapping[str, Any]) -> list[Any]:
         kind = type(items).__name__
         raise InvalidWorkflow(loop.task_id, f"its items are no list but a {kind}")
     return items
+
+
+def _object_bytes(raw: bytes) -> int:
+    """What a value takes that is read from JSON, rather too much than too little."""
+    wide = 1
+    if not raw.isascii():
+        wide = 4 if _FOUR_BYTES.search(raw) else 2 if _TWO_BYTES.search(raw) else 1
+    structure_bytes = _structure_bytes(raw)
+    if structure_bytes > _CLOSE_BYTES:  # what stands in a text is none: it may be JSON itself
+        structure_bytes = _structure_bytes(_TEXT.sub(b"", raw))
+    return len(raw) * wide + structure_bytes
+
+
+def _structure_bytes(raw: bytes) -> int:
+    return sum(raw.count(mark) * size_bytes for mark, size_bytes in _OBJECT_BYTES.items())

@@ -3,6 +3,10 @@
 Each task is a stage that stabilize begins when those that it depends on have ended, in
 whatever way: what follows from that is judged by `verdicts`. A parallel is two stages, around
 those of its branches; a level ends with a stage of its own, which says what became of it.
+
+Of those that a task depends on, stabilize is told only the ones that suffice (`Plan.awaited`):
+all that a stage names is read anew with every step of its level. Each stage ends well, and after
+those before it, so a task begins at the same moment as if all of them were named.
 """
 
 from __future__ import annotations
@@ -10,8 +14,8 @@ from __future__ import annotations
 from typing import NamedTuple, final
 
 from cas.records import Run
-from workflows.definitions import PARALLEL, TASK, Task
-from workflows.engine.plan import EARLY, Plan, branch_tasks
+from workflows.definitions import EARLY, PARALLEL, TASK, Task
+from workflows.engine.plan import Plan, branch_tasks
 from workflows.engine.spots import END, FORK, STEP, Spot
 
 
@@ -44,9 +48,8 @@ def _take(
     """Add the stages of tasks in the same level as `near`; `fork` is where their branch begins."""
     for task in tasks:
         spot = Spot(near.run, task.task_id, near.iteration)
-        names = task.dependencies
-        if task.trigger_rule in EARLY:
-            names = []  # it sleeps until one of them rings
+        # Nobody, where it sleeps until one of those that it depends on rings.
+        names = plan.awaited(task)
         before = [Spot(near.run, name, near.iteration).stage_id for name in names]
         if fork is not None and not before:
             before = [fork]

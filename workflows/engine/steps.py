@@ -29,6 +29,7 @@ from workflows.engine.database import FILE, Database
 from workflows.engine.kit import Kit
 from workflows.engine.outcomes import ENDING, Again, LoopOver, Misfit, Sleeps
 from workflows.engine.plan import Plan
+from workflows.engine.plans import Plans
 from workflows.engine.spots import END, FORK, Execution, Spot, outside, waits_of
 from workflows.engine.stages import begins_as, stages_of
 from workflows.engine.turn import Turn
@@ -40,7 +41,6 @@ from workflows.views import Workflows
 _EVER: Final = timedelta(days=36_500)
 _TROUBLE_S: Final = 1.0  # before a step begins again that could not be written; doubled
 _TROUBLE_S_MAX: Final = 60.0
-_PLANS: Final = 256  # kept at hand
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Steps(RetryableTask):
         """`at` is told of places where tests kill the process, `on_end` why it must end."""
         self._kit = Kit(store, workflows, registry, at)
         self._on_end = on_end
-        self._plans: dict[str, Plan] = {}
+        self._plans = Plans()
         self._asking: Counter[str] = Counter()  # of each run, the steps that would begin it anew
         self._counting = threading.Lock()
         self._renewing = threading.Lock()
@@ -81,16 +81,15 @@ class Steps(RetryableTask):
         """The plan of a run; its definition never changes."""
         plan = self._plans.get(run.run_id)
         if plan is None:
-            plan = Plan(Definition.from_json(self.log_of(run.run_id).text().definition))
-            while len(self._plans) >= _PLANS:
-                self._plans.pop(next(iter(self._plans)), None)
-            self._plans[run.run_id] = plan
+            text = self.log_of(run.run_id).text().definition
+            plan = Plan(Definition.from_json(text))
+            self._plans.keep(run.run_id, plan, len(text))
         return plan
 
     def begin(self, run: Run) -> None:
         """Have a run begin, or go on: durable only as far as the catalog is."""
         plan = self.plan_of(run)
-        self.database.begin(Execution(run.run_id), stages_of(plan, run, "", ""))
+        self.database.begin(Execution(run.run_id), run.tenant_id, stages_of(plan, run, "", ""))
 
     def late(self) -> int:
         """How many calls of tools go on past their time."""
@@ -98,7 +97,7 @@ class Steps(RetryableTask):
 
     def forget(self, run: str) -> None:
         """Drop what is kept at hand of a run that has ended."""
-        self._plans.pop(run, None)
+        self._plans.forget(run)
         self._kit.forget(run)
 
     # --- what stabilize asks of a task
@@ -218,6 +217,7 @@ class Steps(RetryableTask):
                 if self.at_work.of(run.run_id) > self._asking[run.run_id]:
                     raise Again(_TROUBLE_S)
                 _log.warning("run %s begins anew: %s does not fit the catalog", run.run_id, FILE)
+                self._kit.items.forget(run.run_id)
                 self.database.forget_run(run.run_id)
                 self.begin(run)
         finally:

@@ -30,7 +30,7 @@ from cas.errors import (
 )
 from cas.events import subscription_id
 from cas.records import RUNNING, Run, Step
-from workflows.definitions import TASK
+from workflows.definitions import EARLY, TASK
 from workflows.engine.attempts import LATE_MAX
 from workflows.engine.kit import Kit
 from workflows.engine.outcomes import (
@@ -44,7 +44,7 @@ from workflows.engine.outcomes import (
     check,
     delay_s,
 )
-from workflows.engine.plan import EARLY, Plan
+from workflows.engine.plan import Plan
 from workflows.engine.spots import Spot, outside, waits_of
 from workflows.engine.stages import begins_as
 from workflows.engine.verdicts import OVER, Judge, Verdict, is_loop_over
@@ -139,12 +139,12 @@ class Turn:
         attempts.over(spot)
 
     def _outcome(self, begun: Step) -> Outcome:
-        """Do what is to be done. Raises Sleeps, LoopOver, RunEnded, and what is TROUBLE."""
+        """Do what is to be done. Raises Sleeps, Again, LoopOver, RunEnded, and what is TROUBLE."""
         try:
             return Outcome(self._work.result(begun))
         except Raised as raised:
             return self._failure(raised.error)
-        except (Sleeps, LoopOver, RunEnded, *TROUBLE):
+        except (Sleeps, Again, LoopOver, RunEnded, *TROUBLE):
             raise
         except Exception as error:  # noqa: BLE001  its templates, for instance
             return self._failure(error)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from datetime import UTC, datetime
 from typing import Any, Final, final
 
@@ -29,18 +31,24 @@ from workflows.definitions import (
 )
 from workflows.embedded import EmbeddedPlace
 from workflows.engine.kit import Kit
-from workflows.engine.outcomes import ENDING, Raised, Sleeps, check
+from workflows.engine.outcomes import ENDING, Again, Raised, Sleeps, check
 from workflows.engine.plan import Plan, branch_tasks
 from workflows.engine.scope import Scope, items_of
 from workflows.engine.spots import TIMER, Execution, Spot, inside
 from workflows.engine.stages import stages_of
 from workflows.engine.verdicts import OVER, Judge
-from workflows.notation import LEVELS_MAX, is_too_deep
+from workflows.notation import LEVELS_MAX, is_too_deep, least_bytes
 from workflows.run_log import RunLog
 from workflows.tools.calling import Calling, Waiting
 
+# Of results that are put together to one, by a join or at the end of a parallel or a loop: each
+# is kept once more in it, and again in what puts that together with others.
+TOGETHER_BYTES_MAX: Final = 16 << 20
 _ROUNDED_US: Final = 1000  # how near to its moment a wait ends, at least
 _ERRORS_SHOWN: Final = 3
+_STAGES_AT_ONCE: Final = (
+    500  # of the items of a loop, begun in one turn: a tenth of a second's work
+)
 
 
 @final
@@ -58,26 +66,52 @@ class Work:
     def result(self, begun: Step) -> msgspec.Raw:
         """Do it; returns what it came to, as JSON.
 
-        Raises Sleeps while it waits, LoopOver, RunEnded; Raised, which is what the tool raised;
-        and what makes the step fail unless it is TROUBLE, such as ToolFailed.
+        Raises Sleeps while it waits, Again, LoopOver, RunEnded; Raised, which is what the tool
+        raised; and what makes the step fail unless it is TROUBLE, such as ToolFailed.
         """
         return self._checked(self._value(begun))
 
     def _checked(self, value: Any) -> msgspec.Raw:
         """A result as JSON; raises ToolFailed."""
+        if self._task.operator == TASK:  # the values of all others are ours
+            self._check_tools(value, "its result")
         try:
             raw = msgspec.json.encode(value)
         except (TypeError, ValueError, RecursionError) as error:
             raise ToolFailed(self._what, f"its result is no JSON value: {error}") from None
-        limit: int = self._kit.settings.workflows.result_max
-        # Each of the results in one of these was checked, and all of a run are (`RunLog.finish`).
-        if self._task.operator not in (FOREACH, PARALLEL, JOIN) and len(raw) > limit:
-            raise ToolFailed(
-                self._what,
-                f"its result has {len(raw)} bytes, more than the {limit} of "
-                "[workflows] result_max; store it as a file",
-            )
+        if self._task.operator in (FOREACH, PARALLEL, JOIN):
+            # Each of the results in one of these was checked, and all of a run are
+            # (`RunLog.finish`); those of the others are judged before they are read.
+            if self._task.operator == FOREACH and len(raw) > TOGETHER_BYTES_MAX:
+                raise self._too_much_together()
+        elif len(raw) > self._limit_bytes:
+            raise self._too_long("its result", len(raw))
         return msgspec.Raw(raw)
+
+    def _check_tools(self, value: Any, what: str) -> None:
+        """Raise ToolFailed for what a tool made and would be written as JSON for ever: what
+        holds itself, or 30 lists of which each holds the next one twice."""
+        if is_too_deep(value):
+            levels = f"more than {LEVELS_MAX} levels, as what holds itself has"
+            raise ToolFailed(self._what, f"{what} has {levels}")
+        size_bytes = least_bytes(value, self._limit_bytes)
+        if size_bytes > self._limit_bytes:
+            raise self._too_long(what, size_bytes, "at least ")
+
+    def _too_long(self, what: str, size_bytes: int, about: str = "") -> ToolFailed:
+        return ToolFailed(
+            self._what,
+            f"{what} has {about}{size_bytes} bytes, more than the {self._limit_bytes} of "
+            "[workflows] result_max; store it as a file",
+        )
+
+    @property
+    def _limit_bytes(self) -> int:
+        return self._kit.settings.workflows.result_max
+
+    def _too_much_together(self) -> ToolFailed:
+        reason = f"the results that it puts together have more than {TOGETHER_BYTES_MAX} bytes"
+        return ToolFailed(self._what, f"{reason}; store them as files")
 
     @property
     def _what(self) -> str:
@@ -89,7 +123,7 @@ class Work:
         operators: dict[str, Callable[[Step], Any]] = {
             TASK: self._call,
             FOREACH: self._loop,
-            CONDITION: lambda _: templates.holds(self._task.condition, self._known()),
+            CONDITION: self._holds,
             PARALLEL: self._close,
             JOIN: self._join,
             WAIT: self._wait,
@@ -98,8 +132,12 @@ class Work:
         }
         return operators[self._task.operator](begun)
 
-    def _known(self) -> Mapping[str, Any]:
+    def _known(self) -> Scope:
         return Scope(self._plan, self._log, self._spot)
+
+    def _holds(self, begun: Step) -> bool:
+        with self._known() as known:
+            return templates.holds(self._task.condition, known)
 
     def _call(self, begun: Step) -> Any:
         task, kit, run = self._task, self._kit, self._run
@@ -108,8 +146,16 @@ class Work:
             raw = tool.raw
         known = self._known()
         rendering = templates.Rendering(known)  # one for all: its limit is that of the step
-        args = task.args if raw else rendering.value(task.args)
-        kwargs = task.kwargs if raw else rendering.value(task.kwargs)
+
+        def render(text: str) -> Any:
+            with known:
+                return templates.spelt(rendering.text(text))
+
+        if raw:  # copies: the plan's own are those of all attempts
+            args, kwargs = deepcopy(task.args), deepcopy(task.kwargs)
+        else:
+            with known:
+                args, kwargs = rendering.value(task.args), rendering.value(task.kwargs)
         actor = self._log.actor
         calling = Calling(
             run.tenant_id,
@@ -121,7 +167,7 @@ class Work:
             actor=actor,
             attempt=begun.attempts,
             timeout_s=task.timeout_s,
-            render=lambda text: templates.spelt(rendering.text(text)),
+            render=render,
         )
 
         def call() -> Any:
@@ -131,21 +177,22 @@ class Work:
         result = kit.attempts.within(self._spot, run.tenant_id, task.timeout_s, task.function, call)
         kit.at("called")
         if not isinstance(result, Waiting):
-            if is_too_deep(result):
-                raise ToolFailed(task.function, f"its result has more than {LEVELS_MAX} levels")
             return result
+        self._check_tools(result.shown, "what it shows")
         claimed = self._event(result)
         with _tools_own(task.function):
             return result.result(claimed)
 
     def _wait_for_event(self, begun: Step) -> Any:
-        name = templates.spelt(templates.render(self._task.event_name, self._known()))
+        with self._known() as known:
+            name = templates.spelt(templates.render(self._task.event_name, known))
         shown = {"event_name": name}
         waiting = Waiting("wait_for_event", name, None, self._task.timeout_s, shown)
         return waiting.result(self._event(waiting))
 
     def _wait(self, begun: Step) -> Any:
-        until = templates.render(self._task.wait_for, self._known())
+        with self._known() as known:
+            until = templates.render(self._task.wait_for, known)
         limit_s = self._task.timeout_s
         moment_us = None
         seconds = _seconds(until)
@@ -186,10 +233,13 @@ class Work:
         return claimed
 
     def _emit(self, begun: Step) -> Any:
-        spot, known = self._spot, self._known()
+        spot = self._spot
+        with self._known() as known:
+            name = templates.spelt(templates.render(self._task.event_name, known))
+            payload = templates.render(self._task.payload, known)
         emitted = self._kit.events_of(self._run, self._log).emit(
-            templates.spelt(templates.render(self._task.event_name, known)),
-            templates.render(self._task.payload, known),
+            name,
+            payload,
             # Another run may come to its wait later.
             hold_us=self._kit.settings.events.hold_max,
             key=step_key(spot.run, spot.step, "event"),
@@ -197,37 +247,49 @@ class Work:
         return {"event_id": emitted.event_id, "delivered_to": emitted.delivered_to}
 
     def _join(self, begun: Step) -> Any:
-        return {name: self._result_of(name) for name in self._task.dependencies}
+        found = self._results_of(self._task.dependencies)
+        return {name: None if raw is None else msgspec.Raw(raw) for name, raw in found.items()}
 
     def _close(self, begun: Step) -> Any:
         """The end of a parallel: the results of its branches."""
         failed = Judge.at(self._plan, self._log, self._spot).unforgiven(branch_tasks(self._task))
         if failed:
             raise ToolFailed(self._what, f"{failed[0].step_id}: {failed[0].error}")
-        iteration = self._spot.iteration
-        return {
-            name: _came_to({end: self._log.result(end, iteration) for end in self._ends(branch)})
-            for name, branch in self._task.branches.items()
-        }
+        ends = {name: self._ends(branch) for name, branch in self._task.branches.items()}
+        found = self._results_of(end for branch in ends.values() for end in branch)
+        return {name: _came_to({end: found[end] for end in ends[name]}) for name in ends}
+
+    def _results_of(self, names: Iterable[str]) -> dict[str, bytes | None]:
+        """What other tasks came to, as JSON; raises ToolFailed where that is too much together."""
+        found: dict[str, bytes | None] = {}
+        left_bytes = TOGETHER_BYTES_MAX
+        for name in names:
+            found[name] = raw = self._log.result(name, self._spot.iteration)
+            left_bytes -= 0 if raw is None else len(raw)
+            if left_bytes < 0:
+                raise self._too_much_together()
+        return found
 
     def _loop(self, begun: Step) -> Any:
-        """Begin the items that have not begun; when all have ended, their results."""
+        """Begin the items that have not begun, a portion of them at each turn; when all have
+        ended, their results."""
         spot, kit, loop, log = self._spot, self._kit, self._task, self._log
         count = log.items(loop.task_id, spot.iteration)
         if count is None:
             count = self._begin_loop()
         numbers = set(range(count))
-        # Counted from here on: an item that ends before it is looked at below is not missed.
-        kit.items.count(spot, set(numbers))
-        before = self._ended_items()
-        for number in sorted(numbers - before.keys()):
-            iteration = inside(spot.iteration, number)
-            kit.database.begin(
-                Execution(spot.run, loop.task_id, iteration),
-                stages_of(self._plan, self._run, loop.task_id, iteration),
-            )
-        ended = before if len(before) == count else self._ended_items()
-        if not kit.items.all_ended(spot, ended.keys() & numbers):
+        unbegun = kit.items.unbegun(spot)
+        if unbegun is None:
+            # Counted from here on: an item that ends before it is looked at below is not missed.
+            kit.items.count(spot, set(numbers))
+            unbegun = kit.items.begin(spot, sorted(numbers - self._ended_items().keys()))
+        self._begin_items(unbegun)
+        if unbegun:
+            self._limit()
+            check(log.wait(spot.task, spot.iteration))
+            raise Again(0.0)
+        kit.items.all_begun(spot)
+        if not kit.items.all_ended(spot, self._ended_items().keys() & numbers):
             self._limit()
             check(log.wait(spot.task, spot.iteration))
             raise Sleeps
@@ -240,10 +302,30 @@ class Work:
             values.append(_came_to({end: found.get(item) for end, found in results.items()}))
         return {"results": values, "count": count}
 
+    def _begin_items(self, unbegun: deque[int]) -> None:
+        """Begin a portion of them, and take it out: between two portions others have their turn,
+        and it is seen that the run has ended, or the loop is over.
+
+        Raises RunEnded, StoreFull.
+        """
+        self._kit.store.blobs.need_room(0)  # what begins is written to a file without a limit
+        spot, loop, begun = self._spot, self._task.task_id, 0
+        while unbegun and begun < _STAGES_AT_ONCE:
+            iteration = inside(spot.iteration, unbegun[0])
+            stages = stages_of(self._plan, self._run, loop, iteration)
+            self._kit.database.begin(
+                Execution(spot.run, loop, iteration),
+                self._run.tenant_id,
+                stages,
+                self._log.check_open,
+            )
+            unbegun.popleft()
+            begun += len(stages)
+
     def _ends(self, tasks: list[Task]) -> list[str]:
         """Those of a body or a branch that nobody else in it waits for."""
-        names = [task.task_id for task in tasks]
-        return [name for name in names if set(names).isdisjoint(self._plan.dependents[name])]
+        names = {task.task_id: None for task in tasks}
+        return [name for name in names if names.keys().isdisjoint(self._plan.dependents[name])]
 
     def _begin_loop(self) -> int:
         """Record what the loop goes over; returns how many they are."""
@@ -255,7 +337,8 @@ class Work:
                 self._what,
                 f"{len(items)} items are more than the {items_max} of [workflows] items_max",
             )
-        self._log.record_items(loop.task_id, self._spot.iteration, items)
+        tasks = sum(1 for _ in self._plan.everything(loop.task_id))
+        self._log.record_items(loop.task_id, self._spot.iteration, items, tasks)
         return len(items)
 
     def _ended_items(self) -> dict[int, Step]:
@@ -282,10 +365,6 @@ class Work:
         wait = events.subscribe(self._spot.run, self._spot.step + TIMER, "", None, timeout_us)
         if events.claim(wait.subscription_id) is not None:
             raise ToolFailed(self._what, f"it took longer than {self._task.timeout_s:g} s")
-
-    def _result_of(self, name: str) -> msgspec.Raw | None:
-        raw = self._log.result(name, self._spot.iteration)
-        return None if raw is None else msgspec.Raw(raw)
 
 
 def _came_to(results: Mapping[str, bytes | None]) -> msgspec.Raw | dict[str, msgspec.Raw] | None:

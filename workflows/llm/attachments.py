@@ -131,7 +131,9 @@ class Attachments:
 
     def _as_text(self, data: bytes, content_type: str, name: str) -> Document:
         try:
-            return read_document(data, content_type, name, self._settings.text_max)
+            return read_document(
+                self._place.tenant_id, data, content_type, name, self._settings.text_max
+            )
         except Unreadable as error:
             raise ToolFailed(self._tool, f"attachment {one_line(name)!r}: {error}") from None
 

@@ -52,11 +52,13 @@ def has_text(data: bytes, content_type: str) -> bool:
     return not is_pdf(data, content_type) and bool(_TEXT_TYPES.fullmatch(_plain(content_type)))
 
 
-def read_document(data: bytes, content_type: str, name: str, text_bytes_max: int) -> Document:
-    """The text of a file; raises Unreadable."""
+def read_document(
+    tenant: str, data: bytes, content_type: str, name: str, text_bytes_max: int
+) -> Document:
+    """The text of a tenant's file; raises Unreadable."""
     name = one_line(name)
     if is_pdf(data, content_type):
-        title, text = _pdf_text(data, text_bytes_max)
+        title, text = _pdf_text(tenant, data, text_bytes_max)
         return Document(name, PDF, text, title)
     if not has_text(data, content_type):
         raise Unreadable(
@@ -92,10 +94,10 @@ def _too_much(text_bytes_max: int) -> str:
 # --- PDF
 
 
-def _pdf_text(data: bytes, text_bytes_max: int) -> tuple[str, str]:
+def _pdf_text(tenant: str, data: bytes, text_bytes_max: int) -> tuple[str, str]:
     """Its title, and its text."""
     try:
-        found = confined.work(text_process.PDF, data, str(text_bytes_max))
+        found = confined.work(tenant, text_process.PDF, data, str(text_bytes_max))
     except confined.TooCostly as error:
         raise Unreadable(f"the PDF: {error}") from None
     except confined.Broken:

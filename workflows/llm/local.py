@@ -15,7 +15,9 @@ NAME: Final = "local/extractive"
 _ELSE: Final = "[llm] base_url names a provider for all else"
 
 
-def ask(tool: str, prompt: str, documents: Sequence[Document], words_max: int | None) -> Answer:
+def ask(
+    tool: str, tenant: str, prompt: str, documents: Sequence[Document], words_max: int | None
+) -> Answer:
     """Its answer, of at most so many words where that is said; raises ToolFailed."""
     given = {
         "prompt": prompt,
@@ -23,7 +25,7 @@ def ask(tool: str, prompt: str, documents: Sequence[Document], words_max: int | 
         "words_max": words_max,
     }
     try:
-        found = confined.work(text_process.EXTRACT, json.dumps(given).encode())
+        found = confined.work(tenant, text_process.EXTRACT, json.dumps(given).encode())
     except confined.TooCostly as error:
         raise ToolFailed(tool, f"{NAME}: {error}") from None
     except confined.Broken:

@@ -57,7 +57,7 @@ def call(
         raise InvalidWorkflow(TOOL, "max_tokens: at least 1")
     attached = Attachments(TOOL, parse_attachments(TOOL, attachments), calling.place, settings)
     if not settings.base_url or model == local.NAME:
-        provider, answer = LOCAL, _local(attached, prompt, settings, max_tokens)
+        provider, answer = LOCAL, _local(calling, attached, prompt, max_tokens)
     else:
         provider, answer = _asked(calling, attached, prompt, system, model, temperature, max_tokens)
     return {
@@ -70,12 +70,11 @@ def call(
     }
 
 
-def _local(
-    attached: Attachments, prompt: str, settings: LlmSettings, max_tokens: int | None
-) -> Answer:
+def _local(calling: Calling, attached: Attachments, prompt: str, max_tokens: int | None) -> Answer:
     documents = attached.documents()
-    _check_size(settings, [prompt, *(one.text for one in documents)])
-    return local.ask(TOOL, prompt, documents, max_tokens)  # a token is a word at most
+    _check_size(calling.settings.llm, [prompt, *(one.text for one in documents)])
+    # A token is a word at most.
+    return local.ask(TOOL, calling.tenant_id, prompt, documents, max_tokens)
 
 
 def _asked(

@@ -7,7 +7,7 @@ are the two there are; `tests/workflows/test_tools.py` holds both to the same pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
@@ -106,14 +106,15 @@ class Place(Protocol):
     # --- what people and programs are asked for
 
     def request_upload(self, wanted: UploadRequest, key: OnceKey | None = None) -> RequestedUpload:
-        """Ask a person for files; raises InvalidRequest, KeyReused."""
+        """Ask a person for files; raises InvalidRequest, InvalidName, KeyReused, InvalidSetting
+        where this process has no address that links could begin with."""
         ...
 
     def request_approval(
         self, wanted: ApprovalRequest, key: OnceKey | None = None
     ) -> RequestedApproval:
-        """Put a question to people, and mail it where mail is set up; raises
-        InvalidRequest, KeyReused, ApprovalKeyTaken."""
+        """Put a question to people, and mail it where mail is set up; raises InvalidRequest,
+        InvalidName, KeyReused, ApprovalKeyTaken, RunEnded, InvalidSetting as `request_upload`."""
         ...
 
     def ended_approval(self, approval_id: str) -> Mapping[str, Any] | None:
@@ -124,7 +125,9 @@ class Place(Protocol):
     def register_webhook(
         self, wanted: WebhookRequest, key: OnceKey | None = None
     ) -> RegisteredWebhook:
-        """Make an address for others' calls; raises InvalidRequest, KeyReused."""
+        """Make an address for others' calls; raises InvalidRequest, InvalidName, KeyReused,
+        RunEnded, InvalidSetting as `request_upload`, NotFound where the key's webhook was
+        removed since."""
         ...
 
     # --- events
@@ -136,23 +139,10 @@ class Place(Protocol):
         timeout_s: float | None = None,
         *,
         run: str,
-        step: str | None = None,
     ) -> Claimed:
         """Block this thread until the event comes, or the time is over (`event` is None then).
 
-        With a `step` it is the wait of that step, found again by who waits after a crash. The
-        engine has a way of its own, which blocks nothing. Raises SubscriptionTaken.
+        The engine has a way of its own, which blocks nothing and is found again after a crash.
+        Raises InvalidRequest, InvalidName, SubscriptionTaken, RunEnded.
         """
         ...
-
-
-def links_of(links: Sequence[ApprovalLinks]) -> list[dict[str, Any]]:
-    """The links as JSON."""
-    return [
-        {
-            "addressee": one.addressee,
-            "approve_url": one.approve_url,
-            "reject_url": one.reject_url,
-        }
-        for one in links
-    ]

@@ -20,6 +20,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Final, TypeVar, final
 
+from cas.config import Settings
 from cas.errors import InvalidWorkflow, ToolFailed
 from workflows.tools.calling import Calling
 
@@ -40,6 +41,8 @@ BUILT_IN: Final[Mapping[str, str]] = {
     "tools.llm.call": "workflows.tools.llm:call",
     "tools.shell.run": "workflows.tools.shell:run",
 }
+SHELL: Final = "tools.shell.run"
+SHELL_BARRED: Final = "not allowed here: the operator sets [workflows] allow_shell = yes"
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+", re.ASCII)
 _RAW: Final = "blobcask_raw"
 
@@ -150,6 +153,12 @@ def installed() -> Registry:
 def default_registry() -> Registry:
     """What is installed, looked up once a process; raises as `installed`."""
     return installed()
+
+
+def barred(settings: Settings) -> dict[str, str]:
+    """The tools that are there and may not be called under these settings, each with the reason.
+    Who takes a workflow asks, so that nobody has done his part by the time it is refused."""
+    return {} if settings.workflows.allow_shell else {SHELL: SHELL_BARRED}
 
 
 def _loader(where: str) -> Callable[[], ToolFunction]:

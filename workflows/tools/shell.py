@@ -31,9 +31,9 @@ from cas.errors import InvalidWorkflow, ToolFailed
 from workflows import templates
 from workflows.tools.arguments import Arguments
 from workflows.tools.calling import Calling
-from workflows.tools.registry import raw
+from workflows.tools.registry import SHELL, SHELL_BARRED, raw
 
-_TOOL: Final = "tools.shell.run"
+_TOOL: Final = SHELL
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 # Where a template was while its text is split: no space or quote in it cuts a word.
 _PLACE: Final = re.compile("\0([0-9]+)\0")
@@ -51,7 +51,7 @@ def run(calling: Calling, command: str) -> dict[str, Any]:
     """
     settings = calling.settings.workflows
     if not settings.allow_shell:
-        raise ToolFailed(_TOOL, "not allowed here: the operator sets [workflows] allow_shell = yes")
+        raise ToolFailed(_TOOL, SHELL_BARRED)
     words = _words(calling, Arguments(_TOOL).text("command", command))
     with (
         tempfile.TemporaryDirectory(prefix="blobcask-shell-", ignore_cleanup_errors=True) as folder,

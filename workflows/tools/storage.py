@@ -14,6 +14,7 @@ from typing import Any, Final
 from cas.clock import rfc3339
 from cas.config import MIB
 from cas.errors import InvalidWorkflow, NotFound
+from cas.forms import shown_time
 from cas.uploads import UploadRequest
 from workflows.tools.arguments import Arguments
 from workflows.tools.calling import Calling
@@ -47,7 +48,7 @@ def store(
         "checksum_sha256": file.checksum_sha256.hex(),
         "content_type": file.content_type,
         "name": file.name,
-        "expires_at": None if file.expires_at is None else rfc3339(file.expires_at),
+        "expires_at": shown_time(file.expires_at),
     }
 
 

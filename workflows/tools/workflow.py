@@ -7,13 +7,13 @@ from typing import Any, Final
 
 from cas.clock import rfc3339
 from cas.errors import InvalidWorkflow, ToolFailed
+from cas.forms import shown_time
 from cas.records import CANCELLED, EXPIRED
 from workflows.approvals import ApprovalRequest
 from workflows.events import Claimed
 from workflows.signatures import REFUSE
 from workflows.tools.arguments import Arguments
 from workflows.tools.calling import Calling, Waiting
-from workflows.tools.place import links_of
 from workflows.webhooks import WebhookRequest
 
 _WAIT: Final = "tools.workflow.wait_for_event"
@@ -90,7 +90,7 @@ def request_approval(
     asked = {
         "approval_id": made.approval_id,
         "event_name": made.event_name,
-        "links": links_of(made.links),
+        "links": [pair.form() for pair in made.links],
         "expires_at": rfc3339(made.expires_at),
     }
     if not waits:
@@ -141,9 +141,14 @@ def register_webhook(
 ) -> dict[str, Any]:
     """Make an address that GitHub, Slack, Stripe, Twilio or another program calls.
 
-    `signature_config` is `{"kind": "github", "secret_id": …}`; further members are what the
-    kind `generic` needs. Each call whose signature is good is the event `event_name`. A step
-    registers once, however often it is begun.
+    `webhook_path` is what HTTP calls the webhook's `name`, and no part of its address, which is
+    made here. `signature_config` is `{"kind": "github", "secret_id": …}`. The kind `generic` by
+    itself is Standard Webhooks, and with further members what they say (`SignatureForm` in the
+    API's document). Each call whose signature is good is the event `event_name`. A step registers
+    once, however often it is begun.
+
+    Each webhook needs a secret of its own: a call of one could be sent to another that has the
+    same, unless its sender signs the address, as only Twilio does.
 
     The same body again is the same call, and no second event. Of a sender that says the same
     each night `repeats="accept"` makes one event of each identifier of a delivery
@@ -173,5 +178,5 @@ def register_webhook(
         "webhook_url": made.url,
         "event_name": made.event_name,
         "correlation_key": made.correlation_key,
-        "expires_at": None if made.expires_at is None else rfc3339(made.expires_at),
+        "expires_at": shown_time(made.expires_at),
     }

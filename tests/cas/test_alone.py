@@ -1,0 +1,99 @@
+"""The right to be the one process of its kind on a ROOT, and how long it is kept."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from cas.alone import Alone, is_held
+from cas.durable import opened
+
+TAKE_THE_PLACE = """
+from cas.alone import Alone
+place = Alone(Path(sys.argv[1]))
+assert place.take()
+"""
+LOCK_THE_FILE = """
+import fcntl
+from cas.durable import opened
+file = opened(sys.argv[1], os.O_RDWR)
+fcntl.flock(file.__enter__(), fcntl.LOCK_EX)
+"""
+# The child lives until its input ends.
+FORK = """
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+    sys.stdin.read()
+    os._exit(0)
+signal.pause()
+"""
+
+
+@contextmanager
+def forked(program: str, path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A process that runs `program` and forks, and its child."""
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import os, signal, sys\nfrom pathlib import Path\n{program}{FORK}",
+            str(path),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    try:
+        yield parent, int(parent.stdout.readline())
+    finally:
+        parent.kill()
+        parent.stdin.close()
+        parent.stdout.read()  # until the child has ended
+        parent.stdout.close()
+        parent.wait()
+
+
+def test_a_child_that_lives_on_does_not_keep_the_place_of_a_killed_parent(root: Path) -> None:
+    place = Alone(root / "PLACE")
+    with closing(place), forked(TAKE_THE_PLACE, root / "PLACE") as (parent, child):
+        assert is_held(root / "PLACE"), "a child takes nothing from its parent"
+        assert not place.take()
+        assert place.holder() == str(parent.pid)
+
+        parent.kill()
+        parent.wait()
+        os.kill(child, 0)  # is there still
+        assert place.take()
+        assert place.holder() == str(os.getpid())
+
+
+def test_nor_what_a_killed_parent_had_locked(root: Path) -> None:
+    """Such as the folder of checkpoints while one is written, or COLLECT."""
+    (root / "FILE").touch()
+    with forked(LOCK_THE_FILE, root / "FILE") as (parent, child), opened(root / "FILE") as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+        parent.kill()
+        parent.wait()
+        os.kill(child, 0)  # is there still
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_place_that_is_let_go_of_twice_closes_nothing_else(root: Path) -> None:
+    place = Alone(root / "PLACE")
+    assert place.take()
+    place.close()
+    other = os.open(root / "PLACE", os.O_RDONLY)  # has the number that is free now
+    place.close()
+    os.close(other)
+    assert not is_held(root / "PLACE")
