@@ -14,6 +14,7 @@ import ctypes
 import errno
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -235,26 +236,36 @@ def opened(path: Path | str, flags: int = os.O_RDONLY) -> Iterator[int]:
     A lock belongs to the open file, which such a child shares: it would keep the lock after its
     parent let go of it, or was killed.
     """
-    fd = os.open(path, flags | os.O_CLOEXEC)
-    _opened.add(fd)
+    ours = object()
+    with _opening:
+        fd = _opened[ours] = os.open(path, flags | os.O_CLOEXEC)
     try:
         yield fd
     finally:
-        if fd in _opened:  # not in a child, where the number may be another file's now
-            _opened.remove(fd)
-            os.close(fd)
+        with _opening:
+            # Not in a child, where the number may be that of a file of its own by now.
+            if _opened.pop(ours, None) is not None:
+                os.close(fd)
 
 
-_opened: Final[set[int]] = set()
+_opened: Final[dict[object, int]] = {}
+# Held while a file is opened or closed, and over a fork: no child comes between a file and its
+# entry. Reentrant, for what is collected here may be such a file itself.
+_opening: Final = threading.RLock()
 
 
-def _after_fork() -> None:
-    for fd in _opened:
+def _after_fork_in_child() -> None:
+    for fd in _opened.values():
         os.close(fd)
     _opened.clear()
+    _opening.release()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(
+    before=_opening.acquire,
+    after_in_child=_after_fork_in_child,
+    after_in_parent=_opening.release,
+)
 
 
 def _call(function: Callable[..., int], *arguments: object) -> None:

@@ -1,6 +1,7 @@
 """What ends with a run: all that it waits for, and what it asked others for.
 
-Its waits and steps end in any case, so that no event is given to nobody and no key is blocked.
+Its waits and steps end in any case, so that no event is given to nobody, none is kept for nobody
+and no key is blocked.
 Where it did not come to its own end, nobody needs what it asked others for: its pending upload
 links and approvals are cancelled, and its webhooks are over. A run that is completed leaves them
 as it made them, for a link may have been its purpose.
@@ -119,18 +120,26 @@ def _going(snapshot: Snapshot, run: Run) -> Iterator[Record | None]:
                 upload = snapshot.get(PendingUpload, key.result)
                 yield upload if upload is not None and _ends(run, upload) else None
     # First those that still wait: to end one that was given an event costs looking for another
-    # one that waits for it.
+    # one that waits for it. Last what nobody sees: those that were claimed.
     given: list[Subscription] = []
+    claimed: list[str] = []
     for waits in pages(snapshot, Subscription, "run", of_run):
         for wait in waits:
             going = _ends(run, wait)
-            if going and wait.event_id is not None:
+            if going and wait.claimed_at is not None:
+                claimed.append(wait.subscription_id)
+            elif going and wait.event_id is not None:
                 given.append(wait)
-            yield wait if going and wait.event_id is None else None
+            elif going:
+                yield wait
+                continue
+            yield None
     yield from given
     for status in (RUNNING, WAITING):
         for steps in pages(snapshot, Step, "status", (run.run_id, status)):
             yield from steps
+    for name in claimed:
+        yield snapshot.get(Subscription, name)
 
 
 def _ends(run: Run, record: Record) -> bool:
@@ -141,9 +150,9 @@ def _ends(run: Run, record: Record) -> bool:
         case Webhook():
             return record.expires_at is None or record.expires_at > (run.ended_at or 0)
         case Subscription():
-            # Those that were claimed stay until they are forgotten, and clients' until they are
-            # over: what they were given is theirs.
-            return record.claimed_at is None and not record.of_client
+            # Claimed ones too: no step of it asks again. Clients' stay until they are over: what
+            # they were given is theirs.
+            return not record.of_client
         case Step():
             return record.status in (RUNNING, WAITING)
     return False

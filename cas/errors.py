@@ -6,7 +6,8 @@ them to a status and a stable code, `cas/cli.py` maps them to exit codes.
     BlobcaskError
     ├── InvalidInput                what the caller sent can never be right
     │   ├── InvalidDigest  InvalidReference  InvalidName  InvalidRetention  InvalidRequest
-    │   ├── InvalidReceipt  InvalidWorkflow  InvalidTemplate  OperatorUnsupported
+    │   ├── InvalidReceipt  InvalidWorkflow  InvalidTemplate  InvalidToolCall
+    │   ├── OperatorUnsupported         a workflow, too, as are the two before it
     │   └── InvalidSetting          section, key and value of a bad setting
     ├── NotFound                    no such thing, or not the caller's
     ├── Mismatch                    the bytes are not the promised ones
@@ -102,6 +103,12 @@ class InvalidTemplate(InvalidWorkflow):
     """A template that cannot be read, or has no value; `value` is the beginning of its text."""
 
     what = "template"
+
+
+class InvalidToolCall(InvalidWorkflow):
+    """A tool that is not there, or not with these arguments; `value` is its name."""
+
+    what = "tool"
 
 
 class OperatorUnsupported(InvalidWorkflow):
@@ -461,13 +468,13 @@ class TooManyHeld(BlobcaskError):
 
 
 class TooManyKept(BlobcaskError):
-    """What is kept of the tenant's events that others told, and of waits that its clients may
-    ask for again, has `kept_bytes` of `limit_bytes`, and one of `needed_bytes` has no room
-    beside it; nothing was kept."""
+    """What is kept of the tenant's events that others told, of their idempotency keys, and of
+    waits that its clients may ask for again, has `kept_bytes` of `limit_bytes`, and one of
+    `needed_bytes` has no room beside it; nothing was kept."""
 
     def __init__(self, limit_bytes: int, kept_bytes: int, needed_bytes: int) -> None:
         super().__init__(
-            f"{kept_bytes} bytes of events and waits are kept, of {limit_bytes} that may be; "
+            f"{kept_bytes} bytes of events, keys and waits are kept, of {limit_bytes} that may be; "
             f"{needed_bytes} more are needed"
         )
         self.limit_bytes = limit_bytes

@@ -21,10 +21,11 @@ Who gets an event is written in the transaction of the event, by all writers one
 other. So no topic has more than TOPIC_WAITS_MAX waits, of which clients can take half, and no
 tenant's clients have more than CLIENT_WAITS_MAX.
 
-What others told counts for its tenant for as long as it is kept, and so does a wait that a
-client has claimed, of which there may be as many as a client thinks of names; both together have
-a limit, and what is open to later waits has one of its own (`Room`). What the store itself tells
-is always kept. An event goes with the last wait that could ask for it again.
+What others told counts for its tenant for as long as it is kept, and so do a wait that a client
+has claimed and the key of an event that is told once, of which there may be as many as a client
+thinks of names; all together have a limit, and what is open to later waits has one of its own
+(`Room`). What the store itself tells is always kept. An event goes with the last wait that could
+ask for it again: those of a run go with its end (`cas.endings`).
 
 What wakes who waits is a doorbell and may be lost or rung twice: the event is in the catalog,
 `claim` reads it, and reads the same one each time.
@@ -52,7 +53,7 @@ from cas.errors import (
     TooManyWaiters,
 )
 from cas.identifiers import new_id
-from cas.records import WAIT_BYTES, Event, Mark, Run, Subscription
+from cas.records import KEY_BYTES, WAIT_BYTES, Event, Mark, Run, Subscription
 from cas.totals import held_of, kept_of, waits_for, waits_of
 
 # How long a wait is remembered of a client that waited in vain, or cannot ask again: there is
@@ -81,7 +82,7 @@ class Room(msgspec.Struct, frozen=True):
     """How much may be kept for a tenant of what others tell; 0: no limit."""
 
     held_bytes_max: int = 0  # of events that are open to later waits
-    kept_bytes_max: int = 0  # of all of them, and of waits that clients claimed
+    kept_bytes_max: int = 0  # of all of them, of waits that clients claimed, and of keys
 
     def check_event(self, txn: Transaction, event: Event) -> None:
         """Raise TooManyHeld, TooManyKept where there is none for an event, which is not
@@ -98,6 +99,11 @@ class Room(msgspec.Struct, frozen=True):
         name has it in any case: it is forgotten in minutes, and so is what it was given."""
         if wait.of_client and not wait.nameless:
             self._check(txn, wait.tenant_id, WAIT_BYTES)
+
+    def check_key(self, txn: Transaction, tenant_id: str) -> None:
+        """Raise TooManyKept where there is none for one more key of an event that is told once,
+        which outlives its event."""
+        self._check(txn, tenant_id, KEY_BYTES)
 
     def _check(self, txn: Transaction, tenant_id: str, needed_bytes: int) -> None:
         if not self.kept_bytes_max:

@@ -3,7 +3,7 @@
     waits       claimed ones after `[events] keep`; those that nobody claimed after their end and
                 as long again; those of clients minutes after they ended without an event, or
                 were given one and have no name to ask for it; none of a run that is still
-                open, which may ask again
+                open, which may ask again, and with whose end they go
     keys        of what is done once, when they expire
     approvals   nobody decided: they expire, which is an event; ended ones are removed later,
                 when the run has ended too

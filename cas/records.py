@@ -242,6 +242,7 @@ class UploadFile(Record, frozen=True, array_like=True):
 
 EVENT_BYTES = 512  # of an event besides its payload: its record, and what it is found by
 WAIT_BYTES = 512  # the same of a wait
+KEY_BYTES = 512  # the same of a key under which an event was told once
 
 
 @final
@@ -508,7 +509,8 @@ class Total(Record, frozen=True, array_like=True):
     "waits_for:<topic>" (`Subscription.waiting_for`), "waits_of:<tenant>" (its clients' waits
     that nobody claimed), "runs:<status>" and "runs_of:<tenant>" (open ones),
     "held_of:<tenant>" (events of others that are kept for its later waits), "kept_of:<tenant>"
-    (all events of others that are kept, and waits that its clients claimed),
+    (all events of others that are kept, waits that its clients claimed, and keys under which
+    others told something once),
     "approvals_of:<tenant>" (all that are remembered), "mails_of:<tenant>" (still to go out).
     A sum of nothing has no record.
     """
@@ -530,12 +532,15 @@ class Once(Record, frozen=True, array_like=True):
 
     tenant_id: str
     scope: str
-    name: str
+    name: str  # a long one of a client is its SHA-256, see `cas.once`
     result: str  # an identifier, or JSON: what the repetition is answered
     asked: bytes  # a digest of what was asked, so that another question is refused; b"": any
     created_at: int
     expires_at: int | None  # None: it goes with its run
     undated_at: int | None = None  # as an upload's
+    # Whether it is of an event that others told, which may be gone long before the key: then it
+    # counts for the tenant. What else is done once is there for longer, and has its own limits.
+    of_event: bool = False
 
     schema: ClassVar[Schema] = Schema(
         "once",
@@ -545,7 +550,18 @@ class Once(Record, frozen=True, array_like=True):
             "expiry": ("expires_at", "tenant_id", "scope", "name"),
             "undated": ("undated_at", "tenant_id", "scope", "name"),
         },
+        adds=(Adds("kept_of", "kept_of"),),
     )
+
+    @property
+    def kept_of(self) -> str | None:
+        """The tenant for which it counts, beside its event; None where it does not."""
+        return self.tenant_id if self.of_event else None
+
+    @property
+    def size_bytes(self) -> int:
+        """What keeping it takes."""
+        return KEY_BYTES
 
 
 # How the step of a wait begins that a client asked for by a name of its own: no task has a

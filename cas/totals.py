@@ -11,8 +11,9 @@ counts and usage: what a record adds is in its schema (`Adds`).
     values_of:<run>   what the steps of a run came to
     items_of:<run>    the items of its loops and, in place of bytes, the steps in them
     held_of:<tenant>  events that others told, kept for a wait that begins later
-    kept_of:<tenant>  events that others told and are kept, whyever, and the waits that the
-                      tenant's clients have claimed and may ask for again
+    kept_of:<tenant>  events that others told and are kept, whyever, the waits that the
+                      tenant's clients have claimed and may ask for again, and the keys under
+                      which others told something once
     runs:<status>, runs_of:<tenant>
                       runs that have not ended, without bytes
     approvals_of:<tenant>
@@ -76,8 +77,9 @@ def held_of(snapshot: Snapshot, tenant_id: str) -> int:
 
 
 def kept_of(snapshot: Snapshot, tenant_id: str) -> int:
-    """How many bytes are kept of the events of a tenant that others told, and of the waits of
-    its clients that were claimed; until the sweep, those included whose time is over."""
+    """How many bytes are kept of the events of a tenant that others told, of the keys under which
+    they did, and of the waits of its clients that were claimed; until the sweep, those included
+    whose time is over."""
     return _total(snapshot, f"kept_of:{tenant_id}").size_bytes
 
 

@@ -22,7 +22,7 @@ import io
 import math
 import socket
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Final, Protocol, TypeVar, final
 
@@ -33,7 +33,7 @@ from gunicorn.http.body import LengthReader
 from gunicorn.http.unreader import SocketUnreader
 
 from cas.errors import BlobcaskError, InvalidRequest, TooLarge
-from gateway.room import Room
+from gateway.room import Holder, Room
 
 GUNICORN_VERSION: Final = "27.0.1"  # the one whose insides are known here
 
@@ -56,6 +56,8 @@ _STEP_BYTES: Final = 256 * 1024
 # What a small body's sender gets before it has sent anything. Who has sent more gets as much
 # again: memory is for bytes that came, whatever was announced. What is above this takes room.
 _FIRST_BYTES: Final = 64 * 1024
+# Whose a body is before anybody has looked where it comes from.
+_NOBODY: Final = Holder("")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 T = TypeVar("T")
@@ -184,7 +186,7 @@ class RequestBody(io.RawIOBase):
         *,
         direct: bool,
         room: Room | None = None,
-        whose: Hashable = None,
+        whose: Holder = _NOBODY,
     ) -> None:
         """What is held of it takes `room`, one of its own without any."""
         self._request = request
@@ -192,7 +194,7 @@ class RequestBody(io.RawIOBase):
         self._room = Room() if room is None else room
         # For whom it would take room. Whoever finds out who asks says so.
         self.whose = whose
-        self._taken: tuple[Hashable, int] | None = None  # room, for whom and how many bytes
+        self._taken: tuple[Holder, int] | None = None  # room, for whom and how many bytes
         self._plain = request.body
         reader = self._plain.reader
         self.length_bytes: int | None = reader.length if isinstance(reader, LengthReader) else None

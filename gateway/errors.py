@@ -349,7 +349,7 @@ def _answer(
     facts = {_FACT_NAMES.get(name, name): _fact(name, getattr(error, name)) for name in row.facts}
     if row.status == 500:
         log.error("fault in %s", request_line(req), exc_info=error)
-    elif row.status > 500:
+    elif row.status > 500 and not isinstance(error, NoRoom):  # the room tells of it
         log.warning("%s: %s", request_line(req), error)
     _write(req, resp, row.status, row.code, row.title, row.detail or str(error), facts)
     if row.status == 401:
@@ -401,7 +401,7 @@ def _write(
         resp.delete_header(header)
     resp.status = status
     resp.stream = None
-    resp.data = json.dumps(form).encode()
+    resp.data = json.dumps(form, separators=(",", ":")).encode()
     resp.set_header("Cache-Control", "no-store")
 
 

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal, NotRequired, TypedDict, final
+from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict, final
 
 import falcon
 import msgspec
@@ -67,7 +67,9 @@ class EventForm(msgspec.Struct, forbid_unknown_fields=True):
 
     event_name: str
     correlation_key: str | None = None
-    payload: Any = {}
+    payload: Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"default": {}})] = (
+        msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
+    )
     hold: bool | int | str = False
 
 
@@ -148,14 +150,17 @@ class EventsResource:
         self._door.event(req, caller)
         refuse_encodings(req.env)
         body = read_small(req.env, 2 * self._settings.payload_max + _ENVELOPE_BYTES)
-        asked = forms.read(body, EventForm)
-        emitted = self._door.events(caller, req.context.request_id).emit(
-            asked.event_name,
-            asked.payload,
-            asked.correlation_key,
-            hold_us=self._hold_us(asked.hold),
-            key=idempotency.once_key(req, "events", body),
-        )
+        key = idempotency.once_key(req, "events", body)
+        events = self._door.events(caller, req.context.request_id)
+        with forms.building(body):
+            asked = forms.read(body, EventForm)
+            emitted = events.emit(
+                asked.event_name,
+                forms.built("payload", asked.payload, Any, self._settings.payload_max),
+                asked.correlation_key,
+                hold_us=self._hold_us(asked.hold),
+                key=key,
+            )
         forms.answer(resp, _accepted(emitted))
 
     @operation(

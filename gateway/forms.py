@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Final, NotRequired, TypedDict, TypeVar, cast
 
 import falcon
@@ -11,7 +14,7 @@ import msgspec
 
 from cas.clock import rfc3339
 from cas.completions import Completion, ResumePayload, resume_payload
-from cas.errors import InvalidRequest
+from cas.errors import InvalidRequest, TooLarge
 from cas.forms import Bytes, Sha256, shown_time
 from cas.forms import FileForm as FileForm
 from cas.forms import ShownUploadForm as ShownUploadForm
@@ -26,6 +29,7 @@ from cas.forms import upload_shown as upload_shown
 from cas.partials import Progress
 from cas.records import Delivery, StoredFile, UploadFile
 from gateway.operations import Parameter
+from gateway.pool import outside_slot
 
 JSON = dict[str, Any]
 Read = TypeVar("Read")
@@ -41,6 +45,16 @@ _MEDIA_TYPE: Final = re.compile(
 _MEDIA_TYPE_CHARS_MAX: Final = 255
 _CURSOR: Final = re.compile(r"[0-9a-f-]{36}", re.ASCII)
 _NAME_CHARS_SHOWN: Final = 64  # of a member, in a refusal
+
+# Of bodies that are longer one at a time is read in a process, for values take more than the
+# text that they are made of: `[[],[],…]` 25 times as much.
+_LARGE_BYTES: Final = 256 << 10
+_large = threading.RLock()
+_SPACES: Final = b" \t\r\n"
+# Of valid JSON: each text, with its colon where it is a member's name, and the ends of objects.
+_NAME_OR_BRACE: Final = re.compile(
+    rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"(?:[ \t\r\n]*+(:))?|[{}]', re.DOTALL
+)
 
 
 # --- the types of the forms: what is answered, and what the API's document says of it
@@ -239,24 +253,81 @@ def completion(done: Completion) -> ResumePayload:
     return resume_payload(done)
 
 
+@contextmanager
+def building(body: bytes) -> Iterator[None]:
+    """Around all that is built of a body, until it is let go of: large ones one at a time.
+
+    What a worker has built at a time is so that of one large body, of which `built` judges each
+    part before: a workflow's definition and inputs, 1 MiB of empty lists each, take 90 MiB while
+    they are looked through. Beside it there is what `threads` small ones come to, 25 times
+    _LARGE_BYTES each: 50 MiB of eight.
+    """
+    if len(body) <= _LARGE_BYTES:
+        yield
+        return
+    if not _large.acquire(blocking=False):
+        with outside_slot():
+            _large.acquire()
+    try:
+        yield
+    finally:
+        _large.release()
+
+
 def read(body: bytes, kind: type[Read]) -> Read:
-    """A JSON body of this kind; raises InvalidRequest with the member and the reason."""
+    """A JSON body of this kind; raises InvalidRequest with the member and the reason.
+
+    Where a large one may come, members of any form are `msgspec.Raw`, which `built` makes values
+    of, all of it in `building`.
+    """
     try:
         asked = msgspec.json.decode(body, type=kind)
-        json.loads(body, object_pairs_hook=_each_once)
+        _check_each_once(body)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise InvalidRequest("body", str(error)) from None
     return asked
 
 
-def _each_once(members: list[tuple[str, object]]) -> None:
+def built(name: str, raw: msgspec.Raw, kind: type[Read], bytes_max: int) -> Read:
+    """The value of this kind that a member is; raises InvalidRequest, and TooLarge before
+    anything is built, where it has more than `bytes_max` however it is written."""
+    check_length(raw, bytes_max)
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise InvalidRequest(name, str(error)) from None
+
+
+def check_length(raw: msgspec.Raw, bytes_max: int) -> None:
+    """Raises TooLarge for JSON that has more bytes without the spaces between its members and
+    with each escape as one byte, which is less than it comes to."""
+    text = bytes(raw)
+    if len(text) <= bytes_max:
+        return
+    escapes_bytes = 5 * text.count(b"\\u") + text.count(b"\\/")
+    if len(text.translate(None, _SPACES)) - escapes_bytes > bytes_max:
+        raise TooLarge(bytes_max)
+
+
+def _check_each_once(body: bytes) -> None:
     """Refuse a member that is there twice: of two readers, each could take another one."""
-    # Once through all of them: a body has room for a million.
-    names: set[str] = set()
-    for name, _ in members:
-        if name in names:
-            raise ValueError(f"{name[:_NAME_CHARS_SHOWN]!r} is there twice")
-        names.add(name)
+    # Without its values, and once through all of them: a body has room for a million.
+    above: list[set[bytes]] = []
+    names: set[bytes] = set()
+    for found in _NAME_OR_BRACE.finditer(body):
+        if found[2]:
+            name = found[1]
+            if b"\\" in name:
+                name = json.loads(b'"%b"' % name).encode()
+            if name in names:
+                shown = name.decode()[:_NAME_CHARS_SHOWN]
+                raise ValueError(f"{shown!r} is there twice")
+            names.add(name)
+        elif (mark := found[0]) == b"{":
+            above.append(names)
+            names = set()
+        elif mark == b"}":
+            names = above.pop()
 
 
 def page_limit(req: falcon.Request) -> int:

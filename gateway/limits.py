@@ -38,6 +38,7 @@ from gateway.body import RequestBody
 from gateway.counters import Counters, monotonic_us
 from gateway.errors import TooManyRequests
 from gateway.parking import RESUMED
+from gateway.room import Holder
 
 log = logging.getLogger("blobcask.gateway")
 
@@ -291,7 +292,7 @@ class Limits:
         address = client_address(req.env, self._proxies)
         network = network_of(address)
         req.context.address, req.context.network = str(address or ""), network
-        _holds_for(req, ("address", network))
+        _holds_for(req, Holder(network))
         if req.path in EXEMPT_PATHS or RESUMED in req.env:  # counted when it came
             return
         try:
@@ -325,7 +326,7 @@ class Limits:
         """A token of this tenant was believed; raises TooManyRequests, TooLarge."""
         if req.context.get("limited_tenant") != tenant_id:
             req.context.limited_tenant = tenant_id
-            _holds_for(req, ("tenant", tenant_id))
+            _holds_for(req, Holder(tenant_id, is_believed=True))
             self._tenant_requests.take(tenant_id)
             self._bill(req, self._tenant_bytes, tenant_id)
 
@@ -376,7 +377,7 @@ class Limits:
             req.context.tally.bill(limit, who, ahead=ahead)
 
 
-def _holds_for(req: falcon.Request, whose: tuple[str, str]) -> None:
+def _holds_for(req: falcon.Request, whose: Holder) -> None:
     """What this request's body takes in memory counts for this one (`gateway.room`)."""
     body = req.env["wsgi.input"]
     if isinstance(body, RequestBody):

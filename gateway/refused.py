@@ -43,7 +43,7 @@ class Refusal(NamedTuple):
             "code": self.code,
             "detail": self.detail,
         }
-        body = json.dumps(problem).encode()
+        body = json.dumps(problem, separators=(",", ":")).encode()
         head = (
             f"HTTP/1.1 {self.status} {self.status.phrase}\r\nConnection: close\r\n"
             f"Content-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n"

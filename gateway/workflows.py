@@ -7,11 +7,10 @@ do what the tools of a workflow may.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, final
+from typing import Annotated, Any, Final, final
 
 import falcon
 import msgspec
@@ -61,8 +60,14 @@ _STATUSES: Final = (QUEUED, RUNNING, WAITING, COMPLETED, FAILED, CANCELLED)
 class SubmissionForm(msgspec.Struct, forbid_unknown_fields=True):
     """What is to run: highway_dsl's JSON or YAML as a text, or its JSON as an object."""
 
-    definition: str | dict[str, Any]
-    inputs: dict[str, Any] = {}  # variables of the run; they win over the definition's own
+    definition: Annotated[
+        msgspec.Raw,
+        msgspec.Meta(extra_json_schema={"anyOf": [{"type": "string"}, {"type": "object"}]}),
+    ]
+    # Variables of the run; they win over the definition's own.
+    inputs: Annotated[
+        msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "object", "default": {}})
+    ] = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
 
 
 @final
@@ -106,11 +111,14 @@ class WorkflowsResource:
         refuse_encodings(req.env)
         # Twice: a definition may come as a JSON text inside the JSON, with its quotes escaped.
         body = read_small(req.env, 2 * (DEFINITION_BYTES_MAX + INPUTS_BYTES_MAX))
-        form = forms.read(body, SubmissionForm)
-        text = form.definition if isinstance(form.definition, str) else json.dumps(form.definition)
-        definition = read_submission(text, form.inputs, self._tools.names, self._barred)
         key = idempotency.once_key(req, "workflows", body)
-        run = self._door.runs(caller, req.context.request_id).submit(definition, form.inputs, key)
+        runs = self._door.runs(caller, req.context.request_id)
+        with forms.building(body):
+            form = forms.read(body, SubmissionForm)
+            inputs = forms.built("inputs", form.inputs, dict[str, Any], INPUTS_BYTES_MAX)
+            text = _text(form.definition)
+            definition = read_submission(text, inputs, self._tools.names, self._barred)
+            run = runs.submit(definition, inputs, key)
         forms.answer(resp, run_form(run), 201)
         resp.location = f"/api/v1/workflows/{run.run_id}"
 
@@ -234,6 +242,17 @@ class WorkflowsResource:
         caller = self._tokens.caller(req)
         caller.need(MANAGE_WORKFLOWS, to_see=MANAGE_WORKFLOWS)
         return self._door.runs(caller, req.context.request_id).get(run_id)
+
+
+def _text(definition: msgspec.Raw) -> str:
+    """A definition as a text. Nothing is built of one that is an object."""
+    raw = bytes(definition)
+    if not raw.startswith(b"{"):
+        return forms.built("definition", definition, str, len(raw))
+    try:
+        return msgspec.json.format(raw, indent=-1).decode()
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise InvalidRequest("definition", str(error)) from None
 
 
 def _iteration(req: falcon.Request) -> str:

@@ -25,6 +25,7 @@ from cas.records import (
     Blob,
     Delivery,
     Event,
+    Once,
     Partial,
     Record,
     Replica,
@@ -105,6 +106,11 @@ def totals_counted(snapshot: LmdbSnapshot) -> dict[str, Total]:
             for name in () if record.own else names:
                 count[f"{name}:{record.tenant_id}"] += 1
                 size_bytes[f"{name}:{record.tenant_id}"] += 512 + len(record.payload)
+            continue
+        elif isinstance(record, Once):
+            if record.of_event:
+                count[f"kept_of:{record.tenant_id}"] += 1
+                size_bytes[f"kept_of:{record.tenant_id}"] += 512
             continue
         elif isinstance(record, Approval):
             count[f"approvals_of:{record.tenant_id}"] += 1

@@ -98,7 +98,7 @@ class Events:
 
         Raises NoWaitingWorkflow where nobody waits and it is not to be held (nothing is kept
         then), TooManyHeld where it is and there is no room, TooManyKept where there is none for
-        any, InvalidRequest, TooLarge, KeyReused.
+        any or for a new `key`, InvalidRequest, TooLarge, KeyReused.
         """
         events.check_event_name(event_name, posted=True)
         events.check_correlation_key(correlation_key)
@@ -129,7 +129,7 @@ class Events:
                 )
                 return msgspec.json.encode([event.event_id, delivered_to]).decode()
 
-            result, _ = once(txn, self._tenant_id, key, act)
+            result, _ = once(txn, self._tenant_id, key, act, room=self._room)
             return Emitted(*msgspec.json.decode(result, type=tuple[str, int]))
 
         return self._catalog.write(change, actor=self._actor, request_id=self._request_id)

@@ -39,13 +39,23 @@ def read_notation(text: str) -> Any:
         value = _yaml(text)
     check_depth(value)
     try:
-        msgspec.json.encode(value)
+        as_json(value)
+    except ValueError as error:
+        raise InvalidWorkflow(_WHAT, str(error)) from None
+    return value
+
+
+def as_json(value: Any) -> bytes:
+    """JSON of a value that it keeps as it is. Raises ValueError, which says why it does not."""
+    try:
+        raw = msgspec.json.encode(value)
+        json.dumps(value, allow_nan=False)  # msgspec writes NaN and the infinite as null
     except UnicodeEncodeError:
         # JSON can write it as \ud800, and nothing can keep it: it is no text in UTF-8.
-        raise InvalidWorkflow(_WHAT, "it holds half of a surrogate pair") from None
+        raise ValueError("it holds half of a surrogate pair") from None
     except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
-        raise InvalidWorkflow(_WHAT, f"it is no JSON value: {error}"[:300]) from None
-    return value
+        raise ValueError(f"it is no JSON value: {error}"[:300]) from None
+    return raw
 
 
 def _yaml(text: str) -> Any:
@@ -116,6 +126,9 @@ def _members(value: Any) -> Collection[Any] | None:
         return value
     if isinstance(value, msgspec.Struct):
         return [getattr(value, name) for name in value.__struct_fields__]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if isinstance(value, type):
+        return None
+    if dataclasses.is_dataclass(value):
         return [getattr(value, field.name, None) for field in dataclasses.fields(value)]
-    return None
+    fields = getattr(type(value), "__attrs_attrs__", None)  # attrs: msgspec writes these, too
+    return fields and [getattr(value, field.name, None) for field in fields]

@@ -19,7 +19,7 @@ from workflows.definitions import Definition
 
 # Told to somebody who looks at a run: of one value, and of all together.
 TOLD_BYTES_MAX: Final = 1 << 20
-TOLD_IN_ALL_BYTES_MAX: Final = 8 << 20
+TOLD_IN_ALL_BYTES_MAX: Final = 1 << 20
 # Steps that are told with their run; all of them are told in pages.
 STEPS_TOLD_MAX: Final = 1000
 
@@ -73,7 +73,8 @@ class RunView:
 
     def page(self, cursor: str | None, limit: int) -> Page[Step]:
         """Up to `limit` steps by their names and iterations, from the one on that comes after
-        what `cursor` names; fewer where they are long (PAGE_BYTES_MAX)."""
+        what `cursor` names; fewer where they are long with the values that are told with them
+        (PAGE_BYTES_MAX), but one at least where there is any."""
         limit = max(1, min(limit, PAGE_MAX))
         step_id, _, iteration = (cursor or "").partition(":")  # no name of a step has one
         after = () if cursor is None else (step_id, iteration)
@@ -82,9 +83,9 @@ class RunView:
             found = snapshot.range(
                 Step, "", run, after=after, limit=limit, bytes_max=PAGE_BYTES_MAX
             )
-            after = (found[-1].step_id, found[-1].iteration) if found else after
-            more = bool(found and snapshot.range(Step, "", run, after=after, limit=1))
-        shown = [step_as_of(self.run, step) for step in found]
+            shown = _told_together([step_as_of(self.run, step) for step in found])
+            after = (shown[-1].step_id, shown[-1].iteration) if shown else after
+            more = bool(shown and snapshot.range(Step, "", run, after=after, limit=1))
         return Page(shown, ":".join(after) if more else None)
 
     def step(self, step_id: str, iteration: str = "") -> Step | None:
@@ -184,6 +185,19 @@ def result_path(step: Step) -> str:
     # Without a slash: no name of a step has one.
     path = f"/api/v1/workflows/{step.run_id}/steps/{quote(step.step_id, safe='')}/result"
     return f"{path}?{urlencode({'iteration': step.iteration})}" if step.iteration else path
+
+
+def _told_together(steps: list[Step]) -> list[Step]:
+    """The first of `steps`, at least one, that fit on a page with their values."""
+    size_bytes = 0
+    for count, step in enumerate(steps):
+        value_bytes = step.value_bytes or 0
+        # In place of a larger value little is told.
+        size_bytes += value_bytes if value_bytes <= TOLD_BYTES_MAX else 0
+        size_bytes += len(step.error)
+        if count and size_bytes > PAGE_BYTES_MAX:
+            return steps[:count]
+    return steps
 
 
 def text_of(snapshot: Snapshot, run_id: str) -> RunText:

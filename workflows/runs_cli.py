@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 import click
+import msgspec
 
 from cas.cli.call import FIRST_TENANT, Call, table, tenant_option
 from cas.cli.exits import WrongFound
@@ -244,13 +245,14 @@ def read_definition(file: Path) -> str:
             return file.read_text("utf-8")
         except UnicodeDecodeError:
             raise InvalidRequest("FILE", f"{file}: not UTF-8 text") from None
+    path = file.absolute()  # as Python names it, and before it can change the folder
     try:
         return _built(file)
     # Whatever it does, and a script that has no get_workflow() may exit: the mistake is there.
     except (Exception, SystemExit) as error:
         if isinstance(error, InvalidRequest):
             raise
-        raise InvalidRequest("FILE", _mistake(file, error)) from None
+        raise InvalidRequest("FILE", _mistake(file, path, error)) from None
 
 
 def _built(file: Path) -> str:
@@ -272,15 +274,18 @@ def _built(file: Path) -> str:
     return str(workflow.to_json())
 
 
-def _mistake(file: Path, error: BaseException) -> str:
-    """Where the file went wrong, and how, on one line. Of the frames only its own: those of
-    whoever runs it, and of libraries, are nothing its author could mend."""
+def _mistake(file: Path, path: Path, error: BaseException) -> str:
+    """Where the `file`, at `path`, went wrong, and how, on one line. Of the frames only its own:
+    those of whoever runs it, and of libraries, are nothing its author could mend."""
+    # Late: most runs make no mistake.
+    from workflows.engine.outcomes import told
+
     own = [frame for frame in traceback.extract_tb(error.__traceback__)
-           if Path(frame.filename) == file]  # fmt: skip
+           if Path(frame.filename) == path]  # fmt: skip
     places = [f"line {frame.lineno} in {frame.name}" for frame in own[-_FRAMES:]]
-    if isinstance(error, SyntaxError) and error.filename and Path(error.filename) == file:
+    if isinstance(error, SyntaxError) and error.filename == str(path):
         places, error = [f"line {error.lineno}"], SyntaxError(error.msg)
-    said = " ".join(str(error).split())  # of some, many lines
+    said = " ".join(told(error).split())  # of some, many lines
     kind = type(error).__name__
     return f"{', '.join([str(file), *places])}: {kind}{f': {said}' if said else ''}"
 
@@ -290,7 +295,14 @@ def _input(text: str) -> tuple[str, Any]:
     if not key or not equals:
         raise InvalidRequest("--input", f"write KEY=VALUE, not {text!r}")
     try:
-        return key, json.loads(value)
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("--input", f"{text!r}: not UTF-8 text") from None
+    try:
+        # As a server reads it: what that does not take, such as NaN and 1e400, is a text.
+        return key, msgspec.json.decode(value)
+    except RecursionError:
+        raise InvalidRequest("--input", f"{key}: too deep") from None
     except ValueError:
         return key, value
 

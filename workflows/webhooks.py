@@ -51,7 +51,7 @@ from cas.events import (
 )
 from cas.identifiers import new_id
 from cas.listing import Page, newest, own
-from cas.once import OnceKey, once
+from cas.once import OnceKey, once, remembered
 from cas.records import Once, Run, Secret, Webhook
 from cas.references import DIRECT_RUN, check_segment
 from workflows import secrets, signatures
@@ -371,8 +371,11 @@ class ProvedCall:
 
     def _take(self, txn: Transaction) -> Taken:
         webhook, left_us = self._open_webhook(txn)
-        scope = _scope(webhook.webhook_id)
-        if txn.get(Once, webhook.tenant_id, scope, self._proof.known_by) is None:
+        keep_us = self._remembered_us(txn.now_us)
+        if left_us is not None:
+            keep_us = min(left_us, keep_us)
+        key = OnceKey(_scope(webhook.webhook_id), self._proof.known_by, keep_us=keep_us)
+        if remembered(txn, webhook.tenant_id, key) is None:
             self._check_time(txn)
             self._check_open(txn, webhook)
 
@@ -394,11 +397,7 @@ class ProvedCall:
             txn.replace(taken)
             return msgspec.json.encode([event.event_id, delivered_to]).decode()
 
-        keep_us = self._remembered_us(txn.now_us)
-        if left_us is not None:
-            keep_us = min(left_us, keep_us)
-        key = OnceKey(scope, self._proof.known_by, keep_us=keep_us)
-        result, fresh = once(txn, webhook.tenant_id, key, act)
+        result, fresh = once(txn, webhook.tenant_id, key, act, room=self._reception.room)
         event_id, delivered_to = msgspec.json.decode(result, type=tuple[str, int])
         return Taken(event_id, delivered_to, duplicate=not fresh)
 

@@ -36,6 +36,42 @@ signal.pause()
 """
 
 
+# While another thread opens the file: it is let go on when the fork has begun.
+OPEN_WHILE_FORKING = """
+import threading
+from cas.durable import opened
+is_open, forking, over = threading.Event(), threading.Event(), threading.Event()
+kernel = os.open
+def slow(path, flags):
+    fd = kernel(path, flags)
+    is_open.set()
+    forking.wait()
+    return fd
+os.open = slow
+os.register_at_fork(before=forking.set)
+def hold():
+    with opened(sys.argv[1]):
+        over.wait()
+threading.Thread(target=hold, daemon=True).start()
+is_open.wait()
+"""
+# The child's own file has the number that its parent's had.
+OPEN_IN_A_CHILD = """
+from cas.durable import opened
+outer, inner = opened(sys.argv[1]), opened(sys.argv[1])
+number = outer.__enter__()
+if os.fork() == 0:
+    assert inner.__enter__() == number
+    outer.__exit__(None, None, None)
+    os.fstat(number)
+    print(os.getpid(), flush=True)
+    sys.stdin.read()
+    inner.__exit__(None, None, None)
+    os._exit(0)
+os.wait()  # what goes wrong in the child ends both
+"""
+
+
 @contextmanager
 def forked(program: str, path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A process that runs `program` and forks, and its child."""
@@ -87,6 +123,26 @@ def test_nor_what_a_killed_parent_had_locked(root: Path) -> None:
         parent.wait()
         os.kill(child, 0)  # is there still
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def has_open(process: int, path: Path) -> bool:
+    numbers = Path(f"/proc/{process}/fd")
+    return any(os.path.realpath(number) == str(path) for number in numbers.iterdir())
+
+
+def test_nor_what_another_thread_was_about_to_open(root: Path) -> None:
+    (root / "FILE").touch()
+    with forked(OPEN_WHILE_FORKING, root / "FILE") as (parent, child):
+        assert has_open(parent.pid, root / "FILE")
+        assert not has_open(child, root / "FILE")
+
+
+def test_a_child_that_leaves_what_its_parent_opened_keeps_what_it_opened_itself(
+    root: Path,
+) -> None:
+    (root / "FILE").touch()
+    with forked(OPEN_IN_A_CHILD, root / "FILE") as (_, child):
+        assert has_open(child, root / "FILE")
 
 
 def test_a_place_that_is_let_go_of_twice_closes_nothing_else(root: Path) -> None:

@@ -14,17 +14,19 @@ from cas.catalog import Transaction
 from cas.clock import DAY_US
 from cas.config import Settings, Size, StoreSettings
 from cas.endings import PORTION, VAIN_MAX, end, let_go
-from cas.errors import NoWaitingWorkflow
-from cas.events import claim, is_waiting, post, publish, subscribe
+from cas.errors import NoWaitingWorkflow, TooManyKept
+from cas.events import NO_LIMIT, Room, append_event, claim, is_waiting, post, publish, subscribe
 from cas.forgetting import Forgotten
 from cas.once import once, step_key
 from cas.records import (
     CANCELLED,
     COMPLETED,
+    EVENT_BYTES,
     PENDING,
     RUNNING,
     WAITING,
     Approval,
+    Event,
     PendingUpload,
     Record,
     Run,
@@ -35,6 +37,7 @@ from cas.records import (
 )
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
+from cas.totals import kept_of
 from cas.uploads import UploadRequest
 from tests.audit import audit
 from tests.clocks import KEEP_US, START_US, HandClock
@@ -62,9 +65,15 @@ def inserted(store: Store, *records: Record) -> None:
 
 
 def wait(
-    store: Store, step: str, name: str = "paid", key: str | None = None, *, run: str = RUN
+    store: Store,
+    step: str,
+    name: str = "paid",
+    key: str | None = None,
+    *,
+    run: str = RUN,
+    timeout_us: int | None = None,
 ) -> Subscription:
-    return store.catalog.write(lambda txn: subscribe(txn, "acme", run, step, name, key, None))
+    return store.catalog.write(lambda txn: subscribe(txn, "acme", run, step, name, key, timeout_us))
 
 
 def waits(store: Store, count: int) -> None:
@@ -153,18 +162,80 @@ def test_what_is_looked_at_in_vain_counts_as_well(
 ) -> None:
     monkeypatch.setattr("cas.endings.VAIN_MAX", PORTION)
     for number in range(PORTION + 1):
-        given = wait(store, f"{number}", f"told-{number}")
-        store.catalog.write(
-            lambda txn, given=given: (  # type: ignore[misc]
-                publish(txn, "acme", given.event_name, b"1"),
-                claim(txn, txn.get(Subscription, given.subscription_id) or given, keep_us=KEEP_US),
-            )
-        )
+        wait(store, f"waiter:{number}", f"asked-{number}")
     assert ended(store).ending is not None
     let_go(store.catalog, RUN, ACTOR, keep_us=KEEP_US)
     with store.catalog.read() as snapshot:
         assert snapshot.range(Run, "ending") == []
-    assert len(of_run(store, Subscription)) == PORTION + 1, "they were claimed"
+    assert len(of_run(store, Subscription)) == PORTION + 1, "they are clients'"
+
+
+def told(store: Store, wait: Subscription, room: Room = NO_LIMIT) -> Event:
+    """What somebody posts, and the wait claims."""
+
+    def change(txn: Transaction) -> Event:
+        about = (wait.event_name, b"1" * 100, wait.correlation_key)
+        event, _ = post(txn, "acme", *about, keep_us=KEEP_US, room=room)
+        given = txn.get(Subscription, wait.subscription_id)
+        assert given is not None
+        claim(txn, given, keep_us=KEEP_US)
+        return event
+
+    return store.catalog.write(change)
+
+
+def kept(store: Store) -> int:
+    with store.catalog.read() as snapshot:
+        return kept_of(snapshot, "acme")
+
+
+def test_what_the_steps_of_a_run_were_told_goes_with_the_run(store: Store) -> None:
+    """Nobody asks for it again, so it keeps no other event out."""
+    room = Room(kept_bytes_max=EVENT_BYTES + 100)
+    told(store, wait(store, "a"), room)
+    other = wait(store, "a", "sent", run="run-2")
+    with pytest.raises(TooManyKept):
+        told(store, other, room)
+    ended_whole(store, COMPLETED)
+    assert (of_run(store, Event), kept(store)) == ([], 0)
+    event = told(store, other, room)
+    assert of_run(store, Event) == [event], "of a run that is open it may be asked for again"
+    claimed = now(store, other)
+    assert claimed is not None
+    assert claimed.event_id == event.event_id
+
+
+def test_what_others_were_told_as_well_stays_for_them(store: Store) -> None:
+    own = store.catalog.write(lambda txn: append_event(txn, "acme", "own", {}, keep_us=KEEP_US))
+    for asking in (wait(store, "a", "own"), wait(store, "vain", "nothing", timeout_us=0)):
+        store.catalog.write(lambda txn, asking=asking: claim(txn, asking, KEEP_US))  # type: ignore[misc]
+    client = wait(store, "waiter:me")
+    event = told(store, wait(store, "b"))
+    ended_whole(store, COMPLETED)
+    left = now(store, client)
+    assert of_run(store, Subscription) == [left]
+    assert left is not None
+    assert left.event_id == event.event_id
+    assert sorted(one.event_id for one in of_run(store, Event)) == [own.event_id, event.event_id]
+    # The store's own event is open to other runs as before.
+    assert wait(store, "a", "own", run="run-2").event_id == own.event_id
+
+
+def test_what_was_claimed_goes_last_and_in_portions(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cas.endings.PORTION", 4)
+    claimed = [wait(store, f"{number}", f"told-{number}") for number in range(10)]
+    for one in claimed:
+        told(store, one)
+    waits(store, 2)
+    before = seq(store)
+    assert ended(store).ending is not None
+    assert {now(store, one) is None for one in claimed} == {False}
+    assert {step.status for step in of_run(store, Step)} == {CANCELLED}
+    let_go(store.catalog, RUN, ACTOR, keep_us=KEEP_US)
+    assert portions(store, before) == [4, 4, 4, 2]
+    assert (of_run(store, Subscription), of_run(store, Event), kept(store)) == ([], [], 0)
 
 
 def test_a_run_that_is_open_is_let_be(store: Store) -> None:
@@ -262,13 +333,8 @@ def test_the_slots_of_uploads_count_too(store: Store, monkeypatch: pytest.Monkey
 
 
 def test_a_run_that_ends_leaves_no_wait_behind(store: Store) -> None:
-    kept = wait(store, "kept", "told")
-
-    def told(txn: Transaction) -> None:
-        publish(txn, "acme", "told", b"1")
-        claim(txn, txn.get(Subscription, kept.subscription_id) or kept, keep_us=KEEP_US)
-
-    store.catalog.write(told)
+    claimed = wait(store, "claimed", "told")
+    told(store, claimed)
     for number in range(210):
         wait(store, f"{number}")
     other = wait(store, "a", run="run-2")
@@ -277,13 +343,13 @@ def test_a_run_that_ends_leaves_no_wait_behind(store: Store) -> None:
     )
     ended_whole(store)
     assert store.catalog.write(lambda txn: publish(txn, "acme", "paid", b"1"))[1] == 1
-    found, foreign, claimed = now(store, other), now(store, stranger), now(store, kept)
+    found, foreign = now(store, other), now(store, stranger)
     assert found is not None
     assert found.event_id is not None
     assert foreign is not None
     assert is_waiting(foreign)
-    assert claimed is not None
-    assert len(of_run(store, Subscription)) == 3
+    assert now(store, claimed) is None
+    assert len(of_run(store, Subscription)) == 2
 
 
 def test_a_wait_that_an_ended_run_left_gets_no_event(

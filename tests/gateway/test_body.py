@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 import tracemalloc
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -35,8 +35,9 @@ from gateway.body import (
     prove_body_path,
     read_small,
 )
-from gateway.room import NoRoom, Room
+from gateway.room import Holder, NoRoom, Room
 
+ANN = Holder("ann", is_believed=True)
 FOLLOWING = b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -49,9 +50,7 @@ class Wire:
         self.parser = http.get_parser(Config(), self.ours, ("127.0.0.1", 0))
         self.parser.unreader = PacedUnreader(self.ours)
 
-    def body(
-        self, *, direct: bool, room: Room | None = None, whose: Hashable = None
-    ) -> RequestBody:
+    def body(self, *, direct: bool, room: Room | None = None, whose: Holder = ANN) -> RequestBody:
         """The body of the next request that was sent."""
         request = next(self.parser)
         request.body = RequestBody(
@@ -342,15 +341,15 @@ def test_what_is_held_of_a_body_takes_room_until_it_is_let_go(wire: Wire, is_chu
     room = Room(4 * MANY_BYTES)
     data = b"x" * MANY_BYTES
     sender = sent_by(wire, chunked(data) if is_chunked else put(data))
-    body = wire.body(direct=True, room=room, whose="ann")
+    body = wire.body(direct=True, room=room, whose=ANN)
     assert wanted(body, 2 * MANY_BYTES) == data
     sender.join()
     # Of a length that nobody announced there may be as much again.
     assert ROOM_BYTES <= room.held_bytes <= ROOM_BYTES + is_chunked * MANY_BYTES
-    body.whose = "somebody"  # known only now, as of the call of a webhook
+    body.whose = Holder("somebody")  # known only now, as of the call of a webhook
     body.let_go()
     assert room.held_bytes == 0
-    room.take("ann", 2 * MANY_BYTES)
+    room.take(ANN, 2 * MANY_BYTES)
     body.let_go()
     assert room.held_bytes == 2 * MANY_BYTES
 
@@ -359,9 +358,9 @@ def test_a_body_that_nobody_has_room_for_is_refused_and_small_ones_are_read_on(
     wire: Wire,
 ) -> None:
     room = Room(4 * MANY_BYTES)
-    room.take("ann", 2 * MANY_BYTES)
+    room.take(ANN, 2 * MANY_BYTES)
     sender = sent_by(wire, put(b"x" * MANY_BYTES))
-    body = wire.body(direct=True, room=room, whose="ann")
+    body = wire.body(direct=True, room=room, whose=ANN)
     with pytest.raises(NoRoom):
         wanted(body)
     body.let_go()
@@ -374,7 +373,7 @@ def test_a_body_that_nobody_has_room_for_is_refused_and_small_ones_are_read_on(
     other = Wire()
     try:
         other.theirs.sendall(put(b"{}"))
-        assert wanted(other.body(direct=True, room=room, whose="ann")) == b"{}"
+        assert wanted(other.body(direct=True, room=room, whose=ANN)) == b"{}"
     finally:
         other.close()
 

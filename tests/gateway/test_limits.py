@@ -531,7 +531,7 @@ def test_a_slot_beyond_the_quota_of_its_tenant_is_refused_before_the_body(served
         connection.sendall(head.encode())
         answer = whole(connection)
     assert answer.startswith(b"HTTP/1.1 507 ")
-    assert b'"code": "quota_exceeded"' in answer
+    assert b'"code":"quota_exceeded"' in answer
     assert b'"limit"' not in answer
 
 
@@ -546,4 +546,4 @@ def test_a_store_without_room_refuses_before_the_body_is_sent(root: Path) -> Non
             connection.sendall(head.encode())
             answer = whole(connection)
         assert answer.startswith(b"HTTP/1.1 507 ")  # and not with "100 Continue"
-        assert b'"code": "store_full"' in answer
+        assert b'"code":"store_full"' in answer

@@ -20,6 +20,7 @@ from tests.clocks import KEEP_US
 from tests.gateway.served import Answer, Served, serving
 from workflows.run_log import RunLog
 from workflows.run_view import STEPS_TOLD_MAX, TOLD_BYTES_MAX
+from workflows.submissions import INPUTS_BYTES_MAX
 
 PATH = "/api/v1/workflows"
 
@@ -66,6 +67,37 @@ def test_a_definition_may_be_an_object_or_yaml(served: Served) -> None:
     builder = WorkflowBuilder(name="example")
     builder.task("keep", "tools.storage.store", kwargs={"name": "n", "data": "x"})
     assert submit(served, definition=builder.build().to_yaml()).status == 201
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [({"inputs": ["x"]}, "object"), ({"definition": 1}, "str"), ({"definition": None}, "str")],
+)
+def test_a_definition_or_inputs_of_another_type_are_refused(
+    served: Served, form: dict[str, Any], told: str
+) -> None:
+    answer = submit(served, **form)
+    assert (answer.status, code(answer)) == (400, "INVALID_REQUEST")
+    assert told in answer.form["message"]
+
+
+def test_inputs_that_are_too_long_are_refused_before_anything_is_built(served: Served) -> None:
+    values = "[]," * (INPUTS_BYTES_MAX // 3) + "[]"
+    body = f'{{"definition":"no definition","inputs":{{"x":[{values}]}}}}'
+    answer = served.ask("POST", PATH, body, token=served.admin)
+    assert (answer.status, code(answer)) == (413, "TOO_LARGE")
+    assert answer.form["limit_bytes"] == INPUTS_BYTES_MAX
+
+
+def test_spaces_and_escapes_make_inputs_no_longer(served: Served) -> None:
+    text = "é" * (INPUTS_BYTES_MAX // 4)
+    form = {"definition": definition(), "inputs": {"text": text, "more": [0] * 1000}}
+    body = json.dumps(form, indent=200)
+    assert len(body) > INPUTS_BYTES_MAX * 3 // 2
+    answer = served.ask("POST", PATH, body, token=served.admin)
+    assert answer.status == 201, answer.body
+    run = served.ask("GET", f"{PATH}/{answer.form['run_id']}", token=served.admin).form
+    assert run["inputs"]["text"] == text
 
 
 def test_the_same_key_runs_it_once(served: Served) -> None:

@@ -154,6 +154,14 @@ def test_a_definition_that_cannot_run_is_one_line(
             r"line 6 in get_workflow: ValidationError: ",
         ),
         ("import sys\nsys.exit('no such day')\n", "line 2 in <module>: SystemExit: no such day"),
+        ("import os\nos.chdir('/')\n1 / 0\n", "line 3 in <module>: ZeroDivisionError: "),
+        ("raise SyntaxError('odd', (7, 1, 1, ''))\n", "line 1 in <module>: SyntaxError: odd"),
+        # Its author's own class, which has a mistake of its own.
+        (
+            "class Odd(Exception):\n    def __str__(self):\n        return 1\n\nraise Odd\n",
+            "line 5 in <module>: Odd: it cannot be told",
+        ),
+        ("raise ValueError('\\ud800')\n", r"line 1 in <module>: ValueError: \?"),
         ("x = 1\n", r"it has no get_workflow\(\)"),
         (
             "def get_workflow():\n    return 1\n",
@@ -161,13 +169,42 @@ def test_a_definition_that_cannot_run_is_one_line(
         ),
     ],
 )
-def test_a_mistake_in_a_file_is_told_by_its_line(tmp_path: Path, text: str, reason: str) -> None:
-    file = tmp_path / "flow.py"
-    file.write_text(text)
-    with pytest.raises(InvalidRequest, match=f"^field 'FILE': {file}[:,] {reason}") as refused:
-        read_definition(file)
-    assert "\n" not in str(refused.value)
-    assert "importlib" not in str(refused.value)
+def test_a_mistake_in_a_file_is_told_by_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reason: str
+) -> None:
+    (tmp_path / "flow.py").write_text(text)
+    for written in ("flow.py", "./flow.py", f"../{tmp_path.name}/flow.py", tmp_path / "flow.py"):
+        file = Path(written)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(InvalidRequest, match=f"^field 'FILE': {file}[:,] {reason}") as refused:
+            read_definition(file)
+        assert "\n" not in str(refused.value)
+        assert "importlib" not in str(refused.value)
+
+
+def test_an_input_that_is_no_json_is_a_text(environ: Mapping[str, str], file: Path) -> None:
+    """Also what JSON can write, and nothing can keep."""
+    texts = ("Ada", "NaN", "-Infinity", "1e400", r'"\ud800"', "[1,]", "1" * 5000, "")
+    given = {"n": "[1, 2.5, null]", "name": '"Ada"'} | {f"t{i}": t for i, t in enumerate(texts)}
+    inputs = [word for key, text in given.items() for word in ("--input", f"{key}={text}")]
+    ran = blobcask(environ, "workflow", "run", str(file), "--detach", *inputs)
+    assert ran.returncode == 0, ran.stderr
+    shown = blobcask(environ, "workflow", "show", ran.stdout.strip(), "--json")
+    expected = {"n": [1, 2.5, None], "name": "Ada"} | {f"t{i}": t for i, t in enumerate(texts)}
+    assert json.loads(shown.stdout)["inputs"] == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [("x=\udcff", "not UTF-8"), ("\udcff=1", "not UTF-8"), (f"x={'[' * 20_000}", "too deep")],
+    ids=["value", "name", "depth"],
+)
+def test_an_input_that_cannot_be_kept_is_one_line(
+    environ: Mapping[str, str], file: Path, given: str, reason: str
+) -> None:
+    ran = blobcask(environ, "workflow", "run", str(file), "--input", given)
+    assert (ran.returncode, reason in ran.stderr) == (2, True), ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1, ran.stderr
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:

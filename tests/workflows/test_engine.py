@@ -1071,6 +1071,36 @@ def test_others_go_on_while_a_run_that_ended_is_forgotten(
         until(lambda: not runner._steps.database.runs(), "all is forgotten")
 
 
+def test_a_run_that_cannot_be_forgotten_delays_no_other(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.engine.runner._ROUND_S", 0.05)
+    monkeypatch.setattr("workflows.engine.runner._LATER_S", 0.05)
+    forgetting, tried, mended = Database.forgetting, threading.Event(), threading.Event()
+    bad: list[str] = []
+
+    def damaged(database: Database, run: str) -> Iterator[None]:
+        if run in bad and not mended.is_set():
+            tried.set()
+            raise sqlite3.DatabaseError("database disk image is malformed")
+        yield from forgetting(database, run)
+
+    monkeypatch.setattr(Database, "forgetting", damaged)
+    with bench(root) as made:
+        made.start()
+        bad.append(waiting(made, "never"))
+        made.cancel(bad[0])
+        assert tried.wait(60)
+        other = waiting(made, "go")
+        made.events.emit("go", 1)
+        assert made.ended(other).run.status == COMPLETED
+        runner = made._runner
+        assert runner is not None
+        until(lambda: runner._steps.database.runs() == set(bad), "the others are forgotten")
+        mended.set()
+        until(lambda: not runner._steps.database.runs(), "all is forgotten")
+
+
 def test_an_item_that_ended_for_nothing_is_rung_for_until_its_loop_begins_it_anew(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,14 +22,17 @@ from cas.errors import (
     SubscriptionTaken,
     TooLarge,
     TooManyHeld,
+    TooManyKept,
 )
 from cas.events import Room, append_event
 from cas.once import OnceKey
-from cas.records import EVENT_BYTES, Event, Subscription
+from cas.records import EVENT_BYTES, KEY_BYTES, Event, Subscription
 from cas.store import Store
+from cas.sweep import execute_sweep, plan_sweep
+from tests.audit import audit
 from tests.clocks import KEEP_US, HandClock
 from tests.workflows.neighbour import PATIENCE_S, until
-from workflows.events import Events
+from workflows.events import Emitted, Events
 from workflows.notation import LEVELS_MAX
 from workflows.watcher import Watcher
 
@@ -132,6 +135,41 @@ def test_what_is_held_has_a_limit_and_what_is_given_has_none(
     assert events.emit("given", "x" * 1000).delivered_to == 1
     assert events.wait("paid").payload == 1
     events.emit("paid", "x" * 500, hold_us=HOUR_US, key=key)  # nothing was done under it
+
+
+def test_the_key_of_an_event_is_counted_for_longer_than_the_event(
+    store: Store, watcher: Watcher, clock: HandClock
+) -> None:
+    room = Room(kept_bytes_max=KEY_BYTES + EVENT_BYTES + 1 + KEY_BYTES)
+    events = Events(
+        store.catalog, watcher, SETTINGS.events, tenant_id="acme", actor="ada", room=room
+    )
+    keys = [OnceKey("events", f"{number:0>250}", b"question") for number in range(3)]
+
+    def emit(key: OnceKey) -> Emitted:
+        return events.emit("paid", 1, hold_us=SECOND_US, key=key)
+
+    emitted = emit(keys[0])
+    with pytest.raises(TooManyKept):
+        emit(keys[1])
+    assert len(all_events(store)) == 1, "it goes with its key, or not at all"
+    swept(store, clock, SECOND_US)
+    assert all_events(store) == []
+    emit(keys[1])
+    assert emit(keys[0]) == emitted
+    swept(store, clock, SECOND_US)
+    with pytest.raises(TooManyKept):
+        emit(keys[2])
+    swept(store, clock, DAY_US)
+    emit(keys[2])
+    audit(store)
+
+
+def swept(store: Store, clock: HandClock, later_us: int) -> None:
+    clock.advance(later_us)
+    with store.catalog.read() as snapshot:
+        plan = plan_sweep(snapshot, clock.time_us, keep_us=KEEP_US)
+    execute_sweep(store.catalog, plan)
 
 
 def test_nobody_waits(store: Store, of: Of) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import attrs
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,12 @@ class Node:
     name: str
     children: list[Node] = field(default_factory=list)
     parent: Node | None = None
+
+
+@attrs.define
+class Pair:
+    left: Any
+    right: Any
 
 
 class Looked(Mapping[str, Any]):
@@ -77,3 +84,12 @@ def test_what_stands_in_several_places_is_long() -> None:
 @given(value=VALUES)
 def test_a_value_is_never_held_to_be_longer_than_it_is(value: Any) -> None:
     assert least_bytes(value, 1 << 30) <= len(msgspec.json.encode(value))
+
+
+def test_objects_of_attrs_are_looked_into() -> None:
+    pair: Any = None
+    for _ in range(40):
+        pair = Pair(pair, pair)
+    assert least_bytes(pair, 1000) > 1000
+    pair.left = pair
+    assert is_too_deep(pair)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from cas.errors import InvalidWorkflow, ToolFailed
+from cas.errors import InvalidToolCall, InvalidWorkflow, ToolFailed
 from cas.records import Event, Subscription
 from tests.conftest import CHECKOUT
 from workflows.events import Claimed
@@ -80,10 +80,10 @@ def test_an_unknown_tool_is_told_with_those_there_are() -> None:
     registry = Registry()
     registry.add("tools.a.b", lambda calling: None)
     assert "tools.a.b" in registry
-    with pytest.raises(
-        InvalidWorkflow, match=r"'tools\.a\.c': no such tool; there are tools\.a\.b"
-    ):
+    says = r"^tool 'tools\.a\.c': no such tool; there are tools\.a\.b"
+    with pytest.raises(InvalidToolCall, match=says) as refused:
         registry.tool("tools.a.c")
+    assert isinstance(refused.value, InvalidWorkflow)
 
 
 def test_only_marked_tools_are_raw() -> None:
@@ -101,7 +101,8 @@ def test_arguments_are_checked_without_a_call() -> None:
     tool = default_registry().tool("tools.storage.store")
     tool.check([], {"name": "{{a}}", "data": "{{b}}"})
     tool.check(["a", "b"], {})
-    with pytest.raises(InvalidWorkflow, match="too many positional arguments"):
+    says = r"^tool 'tools\.storage\.store': too many positional arguments"
+    with pytest.raises(InvalidToolCall, match=says):
         tool.check(["x"] * 9, {})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cas.clock import DAY_US
@@ -119,6 +119,9 @@ VALUES = st.recursive(
 
 @settings(max_examples=50)
 @given(value=VALUES)
+@example(value="0\x80")
+@example(value="0\u0100")
+@example(value="\U0001f4a9")
 def test_what_it_takes_is_never_underestimated(value: Any) -> None:
     raw = msgspec.json.encode([value] * 200)
     tracemalloc.start()

@@ -261,6 +261,39 @@ def test_no_items_begin_while_the_disk_is_nearly_full(
         assert begun == ["0", "1"]
 
 
+def test_a_loop_ends_while_the_disk_is_nearly_full(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = WorkflowBuilder(name="waits")
+    flow.foreach("each", "{{ns}}", lambda body: body.wait_for_event("one", "go {{item}}"))
+    for timeout_s, wakes, status in ((3600, (1, 2), COMPLETED), (0.2, (), FAILED)):
+        timeout = TimeoutPolicy(timeout=timedelta(seconds=timeout_s))
+        flow.workflow.tasks["each"].timeout_policy = timeout
+        with bench(root / status) as made:
+            run = made.submit(flow, ns=[1, 2])
+            made.start()
+            made.until_status(run, "each", WAITING)
+            monkeypatch.setattr(made.store.blobs, "_min_free_bytes", 1 << 60)
+            for number in wakes:
+                made.events.emit(f"go {number}", 1, hold_us=60_000_000)
+            assert made.ended(run).run.status == status
+
+
+def test_a_loop_that_cannot_begin_for_want_of_room_ends_in_its_time(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.engine.steps._TROUBLE_S", 0.05)
+    flow = WorkflowBuilder(name="large")
+    flow.foreach("each", "{{ns}}", lambda body: body.task("one", "t.say"))
+    flow.workflow.tasks["each"].timeout_policy = TimeoutPolicy(timeout=timedelta(seconds=0.2))
+    with bench(root) as made:
+        monkeypatch.setattr(made.store.blobs, "_min_free_bytes", 1 << 60)
+        run = made.submit(flow, ns=[1, 2])
+        made.start()
+        ended = made.ended(run).run
+        assert (ended.status, "longer than 0.2 s" in ended.error) == (FAILED, True)
+
+
 def test_the_loops_of_a_run_have_so_many_steps_together(
     shared: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

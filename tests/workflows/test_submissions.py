@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from highway_dsl import WorkflowBuilder
 
-from cas.errors import InvalidWorkflow, TooLarge
+from cas.errors import InvalidRequest, InvalidWorkflow, TooLarge
 from tests.workflows.running import ACTOR, TENANT, Bench, bench
 from workflows.notation import LEVELS_MAX
 from workflows.runs_cli import LocalRuns
@@ -50,6 +50,29 @@ def test_what_a_command_submits_here_has_the_limits_that_a_server_has(made: Benc
     fits = "x" * (INPUTS_BYTES_MAX - len('{"text":""}'))
     run_id = runs.submit(definition(), {"text": fits})["run_id"]
     assert runs.get(run_id)["inputs"] == {"text": fits}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (float("nan"), "no JSON"),
+        (float("inf"), "no JSON"),
+        (float("-inf"), "no JSON"),
+        ("\ud800", "half of a surrogate pair"),
+        (10**5000, "no JSON"),
+        (object(), "no JSON"),
+        ({(1, 2): 3}, "no JSON"),
+    ],
+    ids=["nan", "infinite", "negative", "surrogate", "digits", "object", "key"],
+)
+def test_inputs_that_cannot_be_kept_are_refused_and_not_changed(
+    made: Bench, value: Any, reason: str
+) -> None:
+    runs = LocalRuns(made.store, made.workflows, TENANT, ACTOR)
+    with pytest.raises(InvalidRequest, match=reason) as refused:
+        runs.submit(definition(), {"text": [{"within": value}]})
+    assert refused.value.field == "inputs"
+    assert runs.list(None, None, 10)["runs"] == []
 
 
 def test_a_tool_that_is_barred_is_refused_with_the_reason() -> None:

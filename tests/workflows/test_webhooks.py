@@ -34,10 +34,11 @@ from cas.errors import (
 )
 from cas.events import NO_LIMIT, Room, append_event, claim, subscribe
 from cas.once import OnceKey, step_key
-from cas.records import CANCELLED, Event, Once, Run, Subscription, Webhook
+from cas.records import CANCELLED, KEY_BYTES, Event, Once, Run, Subscription, Webhook
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
-from cas.totals import held_of
+from cas.totals import held_of, kept_of
+from tests.audit import audit
 from tests.clocks import KEEP_US, START_US, HandClock
 from workflows.complaints import QUIET_S, Complaints
 from workflows.notation import LEVELS_MAX, is_too_deep
@@ -1185,6 +1186,28 @@ def test_a_call_that_may_not_be_kept_beside_all_others_is_refused_and_logged(
         ready.prove(github(b"1")).take()
     (record,) = caplog.records
     assert "as [limits] tenant_kept_events allows" in record.message
+
+
+def test_what_a_call_is_known_by_counts_beside_its_event(store: Store, clock: HandClock) -> None:
+    webhook = webhooks(store).register(WebhookRequest("pay", "stripe", "stripe"))
+    # The sender chooses the identifier, and how long it is.
+    call = stripe(b'{"id": "evt_%s"}' % (b"1" * 5000), clock.time_us)
+
+    def come(call: Call, room: Room) -> Taken:
+        return called(store, webhook.webhook_id, room=room).prove(call).take()
+
+    taken = come(call, NO_LIMIT)
+    (known,) = remembered(store, webhook)
+    assert len(known.name) < 100
+    with store.catalog.read() as snapshot:
+        full = Room(kept_bytes_max=kept_of(snapshot, "acme"))
+    assert full.kept_bytes_max == event(store, taken).size_bytes + KEY_BYTES
+    # What is known by a long name is known for as long as by a short one.
+    clock.advance(DAY_US)
+    assert come(call, full) == Taken(taken.event_id, 0, duplicate=True)
+    with pytest.raises(TooManyKept):
+        come(stripe(b'{"id": "evt_2"}', clock.time_us), full)
+    audit(store)
 
 
 def test_the_deepest_body_makes_an_event_that_is_not_too_deep(store: Store) -> None:

@@ -83,6 +83,7 @@ _LOOK_MS: Final = 3  # between two looks of the processor, which finds all place
 # pushed by another thread is seen at once, and what is due later, soon enough.
 _BUSY_S: Final = 0.5
 _IDLE_LOOK_S: Final = 0.05
+_IDLE_S: Final = 0.02
 _AGAIN: Final = timedelta(seconds=1)  # after an error of stabilize's own
 _JUMP_S: Final = 1.0  # by which the wall clock left the monotonic one: more than slewing does
 _REPAIR_S: Final = 300.0  # between two looks for runs that stand still
@@ -335,6 +336,7 @@ class _Queue(SqliteQueue):
         self._served = ""  # the tenant that had the last turn
         self._wall = wall
         self._moved_s = time.monotonic()
+        self._moved = threading.Event()
         self._looked_s = 0.0
         self._ahead_s = wall() - self._moved_s
         self._unreturned: list[int] = []  # messages whose lease would never end
@@ -346,12 +348,19 @@ class _Queue(SqliteQueue):
             self.mend_times()
             self._ahead_s = ahead_s
         if now_s - self._moved_s > _BUSY_S and now_s - self._looked_s < _IDLE_LOOK_S:
+            self._moved.wait(_IDLE_S)  # the processor itself would ask all the time
+            self._moved.clear()
             return None
         self._looked_s = now_s
         while self._unreturned:
             self._return(self._unreturned[0])
             del self._unreturned[0]
         return self._next()
+
+    def _move(self) -> None:
+        """Something is to be done, or was: the file is looked at often from now on."""
+        self._moved_s = time.monotonic()
+        self._moved.set()
 
     def _create_table(self) -> None:
         super()._create_table()
@@ -386,7 +395,7 @@ class _Queue(SqliteQueue):
             row = self._leased(number)
             if row is None:
                 continue
-            self._moved_s = time.monotonic()
+            self._move()
             if row["message_type"] == RunTask.__name__ and row["caller"]:
                 self._shares.wait(row["caller"], number)
                 continue
@@ -444,7 +453,7 @@ class _Queue(SqliteQueue):
                 if message is None:
                     self._shares.leave(number)  # its run was forgotten meanwhile, or see above
             if message is not None:
-                self._moved_s = time.monotonic()
+                self._move()
                 return message
         return None
 
@@ -511,7 +520,7 @@ class _Queue(SqliteQueue):
         self, message: Message, delay: timedelta | None = None, connection: Any | None = None
     ) -> None:
         super().push(message, delay, connection)
-        self._moved_s = time.monotonic()
+        self._move()
 
     def ack(self, message: Message) -> None:
         if isinstance(message, RunTask):
@@ -534,7 +543,7 @@ class _Queue(SqliteQueue):
             number = row_id(message.message_id)
             self._shares.leave(number)
             self._beside.leave(number)
-        self._moved_s = time.monotonic()
+        self._move()
 
     def purge(self, executions: list[str]) -> None:
         """Drop what is queued for these: one look through all that is, not one for each."""

@@ -66,6 +66,15 @@ def check(step: Step) -> None:
         raise LoopOver
 
 
+def told(error: BaseException) -> str:
+    """What an error says, as it can be kept, whoever wrote its class."""
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001  that class has a mistake itself
+        said = "it cannot be told"
+    return said.encode(errors="replace").decode()
+
+
 def delay_s(retry: Retry, failures: int) -> float:
     """How long after so many failures, and one more, the next attempt begins."""
     try:

@@ -47,6 +47,7 @@ _ROUND_TIMES: Final = 20.0
 _QUIET_S: Final = 60.0  # between two where nothing was committed: for what stands still
 _COALESCE_S: Final = 0.02  # many commits at once are looked at once
 _NEW: Final = 100  # open runs looked at together, from the youngest on, at each commit
+_LATER_S: Final = 30.0  # until a run is looked at again that could not be forgotten
 _LETTING_S: Final = 0.2  # of each look, for runs that have ended
 _STOP_S: Final = 5.0
 
@@ -86,6 +87,7 @@ class Runner:
         # Runs that ended, which the database drops in portions: a large one takes seconds, in which
         # others begin and are rung for.
         self._leaving: dict[str, Iterator[None]] = {}
+        self._unleft: list[tuple[float, str]] = []  # could not be forgotten; and when they are due
         self._ended: list[Execution] = []  # were forgotten, and are to be looked at
         self._rung: list[Subscription] = []
         # What was rung for and could not be answered: nobody rings for it again. With when it
@@ -245,7 +247,8 @@ class Runner:
         """How long until the next look where nothing happens."""
         if self._leaving:
             return 0.0
-        due_s = min((due_s for due_s, _ in self._unanswered), default=math.inf)
+        later = (due_s for due_s, _ in (*self._unanswered, *self._unleft))
+        due_s = min(later, default=math.inf)
         return min(_ROUND_S, max(0.0, due_s - time.monotonic()))
 
     def _answer_all(self, rung: list[Subscription]) -> None:
@@ -358,8 +361,12 @@ class Runner:
 
     def _let_go(self, database: Database) -> None:
         """Of runs that have ended: drop some of what comes next. Their waits ended with them."""
-        until_s = time.monotonic() + _LETTING_S
-        while self._leaving and time.monotonic() < until_s:
+        now_s = time.monotonic()
+        for due_s, run_id in self._unleft:
+            if due_s <= now_s:
+                self._leaving[run_id] = database.forgetting(run_id)  # from the beginning
+        self._unleft = [later for later in self._unleft if later[0] > now_s]
+        while self._leaving and time.monotonic() < now_s + _LETTING_S:
             self._beat()
             run_id, portions = next(iter(self._leaving.items()))
             try:
@@ -367,9 +374,12 @@ class Runner:
             except StopIteration:
                 del self._leaving[run_id]
                 self._steps.forget(run_id)
-            except BaseException:
-                self._leaving[run_id] = database.forgetting(run_id)  # from the beginning
+            except ENDING:
                 raise
+            except Exception:  # noqa: BLE001  one run's trouble is not the others'
+                _log.exception("run %s is forgotten in %g s", run_id, _LATER_S)
+                del self._leaving[run_id]
+                self._unleft.append((time.monotonic() + _LATER_S, run_id))
 
     def _woken(self, database: Database, run_id: str) -> bool:
         """Wake an open run; False where it has ended by now."""

@@ -46,6 +46,7 @@ READING_AT_ONCE: Final = 2  # steps
 _OF_ITEMS: Final = ("item", "index", "loop")
 # What the objects take that such a byte of JSON stands for, measured and rounded up.
 _OBJECT_BYTES: Final = {b"[": 90, b"{": 130, b":": 60, b",": 60}
+_NO_ASCII_BYTES: Final = 26  # more for a text that is no ASCII
 _CLOSE_BYTES: Final = 1 << 20  # from so much on it is looked at more closely, which takes longer
 _TEXT: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 _FOUR_BYTES: Final = re.compile(rb"[\xf0-\xf4]")  # a text with one of these takes four a character,
@@ -192,13 +193,15 @@ def items_of(loop: Task, known: Scope) -> list[Any]:
 
 def _object_bytes(raw: bytes) -> int:
     """What a value takes that is read from JSON, rather too much than too little."""
-    wide = 1
+    wide, texts_bytes = 1, 0
     if not raw.isascii():
         wide = 4 if _FOUR_BYTES.search(raw) else 2 if _TWO_BYTES.search(raw) else 1
+    if b"\\u" in raw or not raw.isascii():
+        texts_bytes = raw.count(b'"') // 2 * _NO_ASCII_BYTES
     structure_bytes = _structure_bytes(raw)
     if structure_bytes > _CLOSE_BYTES:  # what stands in a text is none: it may be JSON itself
         structure_bytes = _structure_bytes(_TEXT.sub(b"", raw))
-    return len(raw) * wide + structure_bytes
+    return len(raw) * wide + texts_bytes + structure_bytes
 
 
 def _structure_bytes(raw: bytes) -> int:

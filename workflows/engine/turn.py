@@ -43,6 +43,7 @@ from workflows.engine.outcomes import (
     Sleeps,
     check,
     delay_s,
+    told,
 )
 from workflows.engine.plan import Plan
 from workflows.engine.spots import Spot, outside, waits_of
@@ -203,22 +204,13 @@ class Turn:
     def _failure(self, error: BaseException) -> Outcome:
         """Whatever the error is, this raises nothing: the tool would be called again for it."""
         spot, retry = self._spot, self._task.retry
-        told = _told(error)
+        reason = told(error)
         if not isinstance(error, BlobcaskError):
             _log.warning("step %s of run %s failed", spot.step, spot.run, exc_info=error)
-            told = f"{type(error).__name__}: {told}"
+            reason = f"{type(error).__name__}: {reason}"
         hopeless = isinstance(error, _HOPELESS) or (
             isinstance(error, ToolFailed) and not error.again
         )
         if retry is None or hopeless or self._failures >= retry.max_retries:
-            return Outcome(error=told)
-        return Outcome(error=told, after_s=delay_s(retry, self._failures))
-
-
-def _told(error: BaseException) -> str:
-    """What an error says, as it can be kept."""
-    try:
-        told = str(error)
-    except Exception:  # noqa: BLE001  it is the tool's own class
-        told = "it cannot be told"
-    return told.encode(errors="replace").decode()
+            return Outcome(error=reason)
+        return Outcome(error=reason, after_s=delay_s(retry, self._failures))

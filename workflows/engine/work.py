@@ -283,9 +283,10 @@ class Work:
             # Counted from here on: an item that ends before it is looked at below is not missed.
             kit.items.count(spot, set(numbers))
             unbegun = kit.items.begin(spot, sorted(numbers - self._ended_items().keys()))
-        self._begin_items(unbegun)
         if unbegun:
-            self._limit()
+            self._limit()  # first: its time ends also where there is no room for its items
+            self._begin_items(unbegun)
+        if unbegun:
             check(log.wait(spot.task, spot.iteration))
             raise Again(0.0)
         kit.items.all_begun(spot)
@@ -308,19 +309,17 @@ class Work:
 
         Raises RunEnded, StoreFull.
         """
-        self._kit.store.blobs.need_room(0)  # what begins is written to a file without a limit
-        spot, loop, begun = self._spot, self._task.task_id, 0
+        spot, loop, database, begun = self._spot, self._task.task_id, self._kit.database, 0
         while unbegun and begun < _STAGES_AT_ONCE:
             iteration = inside(spot.iteration, unbegun[0])
-            stages = stages_of(self._plan, self._run, loop, iteration)
-            self._kit.database.begin(
-                Execution(spot.run, loop, iteration),
-                self._run.tenant_id,
-                stages,
-                self._log.check_open,
-            )
+            execution = Execution(spot.run, loop, iteration)
+            if not database.has(execution):
+                if not begun:  # what begins is written to a file without a limit
+                    self._kit.store.blobs.need_room(0)
+                stages = stages_of(self._plan, self._run, loop, iteration)
+                database.begin(execution, self._run.tenant_id, stages, self._log.check_open)
+                begun += len(stages)
             unbegun.popleft()
-            begun += len(stages)
 
     def _ends(self, tasks: list[Task]) -> list[str]:
         """Those of a body or a branch that nobody else in it waits for."""

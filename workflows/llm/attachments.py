@@ -22,7 +22,7 @@ from typing import Any, Final, final
 
 from cas.clock import SECOND_US
 from cas.config import LlmSettings
-from cas.errors import InvalidWorkflow, TooLarge, ToolFailed
+from cas.errors import InvalidToolCall, TooLarge, ToolFailed
 from workflows.llm.documents import Document, Unreadable, has_text, is_pdf, one_line, read_document
 from workflows.tools.arguments import Arguments
 from workflows.tools.place import Place
@@ -49,11 +49,11 @@ class Given:
 
 
 def parse_attachments(tool: str, value: Any) -> list[Given]:
-    """The attachments of a call; None is none. Raises InvalidWorkflow."""
+    """The attachments of a call; None is none. Raises InvalidToolCall."""
     if value is None:
         return []
     if not isinstance(value, list | tuple) or len(value) > ATTACHMENTS_MAX:
-        raise InvalidWorkflow(tool, f"attachments: a list of at most {ATTACHMENTS_MAX}")
+        raise InvalidToolCall(tool, f"attachments: a list of at most {ATTACHMENTS_MAX}")
     return [_given(tool, f"attachments[{index}]", one) for index, one in enumerate(value)]
 
 
@@ -68,9 +68,9 @@ def _given(tool: str, where: str, value: Any) -> Given:
             name = given.maybe_text(f"{where}.name", rest.pop("name", None))
             found = Given(text=text, name=one_line(name or "text"))
         case _:
-            raise InvalidWorkflow(tool, f"{where}.type: storage_ref or text")
+            raise InvalidToolCall(tool, f"{where}.type: storage_ref or text")
     if rest:
-        raise InvalidWorkflow(tool, f"{where}: unknown {', '.join(map(repr, sorted(rest)))}")
+        raise InvalidToolCall(tool, f"{where}: unknown {', '.join(map(repr, sorted(rest)))}")
     return found
 
 

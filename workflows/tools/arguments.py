@@ -1,6 +1,6 @@
 """The arguments of tools: JSON values that somebody wrote, or that templates gave.
 
-Checked once, here; what is impossible is InvalidWorkflow with the argument's name. A number
+Checked once, here; what is impossible is InvalidToolCall with the argument's name. A number
 may come as text, since `--input` and templates inside texts give no other.
 """
 
@@ -11,7 +11,7 @@ import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, final
 
-from cas.errors import InvalidWorkflow
+from cas.errors import InvalidToolCall
 from cas.retention import Retention, parse_retention
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ class Arguments:
             try:
                 return base64.b64decode(self.text("data.base64", value["base64"]), validate=True)
             except (binascii.Error, ValueError):
-                raise InvalidWorkflow(self._tool, "data.base64: not base64") from None
+                raise InvalidToolCall(self._tool, "data.base64: not base64") from None
         raise self._refused("data", value, 'a text or {"base64": "…"}')
 
     def mapping(self, name: str, value: Any) -> dict[str, Any]:
@@ -96,9 +96,9 @@ class Arguments:
             raise self._refused(name, value, "an object")
         return dict(value)
 
-    def _refused(self, name: str, value: Any, wanted: str) -> InvalidWorkflow:
+    def _refused(self, name: str, value: Any, wanted: str) -> InvalidToolCall:
         # The kind alone: a value may be long, or a secret.
-        return InvalidWorkflow(self._tool, f"{name}: {wanted}, not {_kind(value)}")
+        return InvalidToolCall(self._tool, f"{name}: {wanted}, not {_kind(value)}")
 
 
 def _kind(value: Any) -> str:

@@ -16,7 +16,7 @@ import hashlib
 from typing import Any, Final
 
 from cas.config import LlmSettings
-from cas.errors import InvalidWorkflow, ToolFailed
+from cas.errors import InvalidToolCall, ToolFailed
 from workflows.llm import local
 from workflows.llm.answer import Answer
 from workflows.llm.attachments import Attachments, parse_attachments
@@ -41,7 +41,7 @@ def call(
     """Ask a model, and return `content`, with who gave it and what it counted.
 
     `requested_model` is what the step asked for, `model` what answered, `provider` its host,
-    or "local". Raises InvalidWorkflow, ToolFailed, NotFound for a reference.
+    or "local". Raises InvalidToolCall, ToolFailed, NotFound for a reference.
     """
     given = Arguments(TOOL)
     settings = calling.settings.llm
@@ -50,11 +50,11 @@ def call(
     temperature = given.maybe_number("temperature", temperature)
     max_tokens = given.maybe_whole("max_tokens", max_tokens)
     if not prompt.strip():
-        raise InvalidWorkflow(TOOL, "prompt: empty")
+        raise InvalidToolCall(TOOL, "prompt: empty")
     if temperature is not None and temperature > _TEMPERATURE_MAX:
-        raise InvalidWorkflow(TOOL, f"temperature: 0 to {_TEMPERATURE_MAX:g}")
+        raise InvalidToolCall(TOOL, f"temperature: 0 to {_TEMPERATURE_MAX:g}")
     if max_tokens is not None and max_tokens < 1:
-        raise InvalidWorkflow(TOOL, "max_tokens: at least 1")
+        raise InvalidToolCall(TOOL, "max_tokens: at least 1")
     attached = Attachments(TOOL, parse_attachments(TOOL, attachments), calling.place, settings)
     if not settings.base_url or model == local.NAME:
         provider, answer = LOCAL, _local(calling, attached, prompt, max_tokens)

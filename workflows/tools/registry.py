@@ -21,7 +21,7 @@ from importlib.metadata import entry_points
 from typing import Any, Final, TypeVar, final
 
 from cas.config import Settings
-from cas.errors import InvalidWorkflow, ToolFailed
+from cas.errors import InvalidToolCall, ToolFailed
 from workflows.tools.calling import Calling
 
 # fn(calling, *args, **kwargs) -> a JSON value, or a Waiting
@@ -79,16 +79,16 @@ class Tool:
         return bool(getattr(self.function, _RAW, False))
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Raise InvalidWorkflow unless the tool can be called so; looks at no value."""
+        """Raise InvalidToolCall unless the tool can be called so; looks at no value."""
         try:
             inspect.signature(self.function).bind(None, *args, **kwargs)
         except TypeError as error:
-            raise InvalidWorkflow(self.name, str(error)) from None
+            raise InvalidToolCall(self.name, str(error)) from None
 
     def __call__(self, calling: Calling, *args: Any, **kwargs: Any) -> Any:
         """A JSON value, or a `Waiting`.
 
-        Raises InvalidWorkflow for arguments it does not take, ToolFailed, and what the place
+        Raises InvalidToolCall for arguments it does not take, ToolFailed, and what the place
         it works at raises.
         """
         self.check(args, kwargs)
@@ -116,10 +116,10 @@ class Registry:
         self._tools[name] = Tool(name, load)
 
     def tool(self, name: str) -> Tool:
-        """The tool of this name; raises InvalidWorkflow."""
+        """The tool of this name; raises InvalidToolCall."""
         found = self._tools.get(name)
         if found is None:
-            raise InvalidWorkflow(name, f"no such tool; there are {', '.join(self.names)}")
+            raise InvalidToolCall(name, f"no such tool; there are {', '.join(self.names)}")
         return found
 
     def __contains__(self, name: object) -> bool:

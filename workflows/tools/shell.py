@@ -27,7 +27,7 @@ from typing import IO, Any, Final, final
 import msgspec
 
 from cas.clock import SECOND_US
-from cas.errors import InvalidWorkflow, ToolFailed
+from cas.errors import InvalidToolCall, ToolFailed
 from workflows import templates
 from workflows.tools.arguments import Arguments
 from workflows.tools.calling import Calling
@@ -67,18 +67,18 @@ def run(calling: Calling, command: str) -> dict[str, Any]:
 def _words(calling: Calling, command: str) -> list[str]:
     """The words of the command, their templates filled in."""
     if "\0" in command:
-        raise InvalidWorkflow(_TOOL, "command: holds a NUL")
+        raise InvalidToolCall(_TOOL, "command: holds a NUL")
     pieces = templates.divided(command)
     given = pieces[1::2]
     pieces[1::2] = [f"\0{number}\0" for number in range(len(given))]
     try:
         split = shlex.split("".join(pieces))
     except ValueError as error:
-        raise InvalidWorkflow(_TOOL, f"command: {error}") from None
+        raise InvalidToolCall(_TOOL, f"command: {error}") from None
     if not split:
-        raise InvalidWorkflow(_TOOL, "command: names no program")
+        raise InvalidToolCall(_TOOL, "command: names no program")
     if "\0" in split[0]:
-        raise InvalidWorkflow(_TOOL, "command: the program is written out, not a template")
+        raise InvalidToolCall(_TOOL, "command: the program is written out, not a template")
     words = [
         _text(calling.render(_PLACE.sub(lambda match: given[int(match[1])], word)))
         if "\0" in word

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from cas.clock import rfc3339
 from cas.config import MIB
-from cas.errors import InvalidWorkflow, NotFound
+from cas.errors import InvalidToolCall, NotFound
 from cas.forms import shown_time
 from cas.uploads import UploadRequest
 from workflows.tools.arguments import Arguments
@@ -102,7 +102,7 @@ def request_upload(
     given = Arguments("tools.storage.request_upload")
     size_mb = given.number("max_size_mb", max_size_mb)
     if size_mb > _SIZE_MB_MAX:
-        raise InvalidWorkflow("tools.storage.request_upload", "max_size_mb: up to 2^40")
+        raise InvalidToolCall("tools.storage.request_upload", "max_size_mb: up to 2^40")
     wanted = UploadRequest(
         name=given.text("name", name),
         allowed_types=given.texts("allowed_types", allowed_types),

@@ -41,7 +41,7 @@ class Toolbox:
     def call(self, tool: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call a tool by its name, and return its result, waiting for it where it must.
 
-        Each call is a step of its own. Raises InvalidWorkflow, ToolFailed, and what the place
+        Each call is a step of its own. Raises InvalidToolCall, ToolFailed, and what the place
         raises.
         """
         step = f"call-{uuid.uuid4().hex}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from cas.clock import rfc3339
-from cas.errors import InvalidWorkflow, ToolFailed
+from cas.errors import InvalidToolCall, ToolFailed
 from cas.forms import shown_time
 from cas.records import CANCELLED, EXPIRED
 from workflows.approvals import ApprovalRequest
@@ -37,7 +37,7 @@ def wait_for_event(
     key = given.maybe_text("correlation_key", correlation_key)
     name = given.text("event_name", event_name)
     if not name:
-        raise InvalidWorkflow(_WAIT, "event_name: which event?")
+        raise InvalidToolCall(_WAIT, "event_name: which event?")
     timeout_s = (
         None if timeout_seconds is None else given.number("timeout_seconds", timeout_seconds)
     )
