@@ -16,7 +16,7 @@ PACKAGES := cas gateway replicator workflows bench
 TESTS ?= tests
 # Tests wait for disks and servers more than they compute. Those of a file stay together,
 # since they share a server.
-JOBS ?= 3
+JOBS ?= 4
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
