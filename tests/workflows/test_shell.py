@@ -192,9 +192,12 @@ def test_at_its_time_limit_it_is_killed_with_all_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pids = tmp_path / "pids"
+    begins = iter([0.0])
 
     def monotonic() -> float:
-        """Its time is over when it has begun all that it begins."""
+        """Its time is over when it has begun all that it begins, however soon that was."""
+        for now_s in begins:
+            return now_s
         return 600.0 if pids.exists() and pids.read_text().endswith("\n") else 0.0
 
     monkeypatch.setattr(shell, "time", SimpleNamespace(monotonic=monotonic))
