@@ -46,9 +46,8 @@ from workflows.tools.calling import Calling, Waiting
 TOGETHER_BYTES_MAX: Final = 16 << 20
 _ROUNDED_US: Final = 1000  # how near to its moment a wait ends, at least
 _ERRORS_SHOWN: Final = 3
-_STAGES_AT_ONCE: Final = (
-    500  # of the items of a loop, begun in one turn: a tenth of a second's work
-)
+# Of the items of a loop, begun in one turn: a tenth of a second's work.
+_STAGES_AT_ONCE: Final = 500
 
 
 @final
