@@ -296,9 +296,14 @@ def looking(root: Path) -> Iterator[Store]:
 
 
 def waiting(store: Store) -> int:
-    """How many copies are still wanted."""
+    """How many copies are still wanted, a canary's included."""
     with store.catalog.read() as snapshot:
         return backlog(snapshot, FAR, snapshot.position.at_us).rows
+
+
+def wanted_of(node: Node, store: Store) -> set[str]:
+    """The digests of acknowledged files that are not at the target: a canary is not among them."""
+    return {stored.digest for stored in node.ledger.stored} - done(store)
 
 
 def done(store: Store) -> set[str]:
@@ -317,11 +322,10 @@ def errors(store: Store) -> set[str]:
 
 def until_mirrored(node: Node, seconds: float = PATIENCE_S) -> None:
     """Until the row of each acknowledged file is done."""
-    wanted = {stored.digest for stored in node.ledger.stored}
     with looking(node.root) as store:
 
         def all_done() -> bool:
-            return not waiting(store) and wanted <= done(store)
+            return not waiting(store) and not wanted_of(node, store)
 
         try:
             until("every file is mirrored", all_done, seconds)
