@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable
-from typing import Any, Final, final
+from typing import Any, final
 
+from cas.repeats import Repeats
 from gateway.board import Meter
 from gateway.logs import Answered, RequestLog
-
-# One line an address in this time: who sends only nonsense must not fill the log with it.
-QUIET_S: Final = 60.0
-ADDRESSES_MAX: Final = 1024
 
 _refusals = logging.getLogger("blobcask.requests")
 
@@ -25,7 +20,7 @@ class Observer:
     def __init__(self, meter: Meter, log: RequestLog) -> None:
         self._meter = meter
         self._log = log
-        self._refusals = Refusals()
+        self._refusals = Repeats()  # by address
 
     def before(self, request: Any) -> None:
         request.began_s = time.monotonic()
@@ -39,30 +34,8 @@ class Observer:
     def refused(self, address: str, code: str, status: int) -> None:
         """What came from there was no request."""
         self._meter.refused(status)
-        self._refusals.note(address, code)
-
-
-@final
-class Refusals:
-    """Logs what never reached the app, one line a minute for each address. Safe for threads."""
-
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._monotonic = monotonic
-        self._lock = threading.Lock()
-        # (when the last line was written, how many came since), the oldest line first
-        self._noted: dict[str, tuple[float, int]] = {}
-
-    def note(self, address: str, code: str) -> None:
-        """One more; the line tells how many came since the last line, this one included."""
-        now_s = self._monotonic()
-        with self._lock:
-            at_s, count = self._noted.get(address, (-QUIET_S, 0))
-            if now_s - at_s < QUIET_S:
-                self._noted[address] = (at_s, count + 1)
-                return
-            self._noted.pop(address, None)  # so that it becomes the last
-            if len(self._noted) >= ADDRESSES_MAX:
-                del self._noted[next(iter(self._noted))]
-            self._noted[address] = (now_s, 0)
-        facts = {"address": address, "code": code, "count": count + 1}
-        _refusals.warning("no request", extra={"facts": facts})
+        # Who sends only nonsense must not fill the log with it: a line a minute for an address,
+        # with how many came since its last one.
+        if count := self._refusals.note(address):
+            facts = {"address": address, "code": code, "count": count}
+            _refusals.warning("no request", extra={"facts": facts})

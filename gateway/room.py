@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Final, NamedTuple, final
 
 from cas.errors import BlobcaskError
+from cas.repeats import Repeats
 
 log = logging.getLogger("blobcask.gateway")
 
 BYTES_MAX: Final = 64 << 20
-# One line of what is refused in this time: whoever takes the room must not fill the log too.
-QUIET_S: Final = 60.0
 
 
 class NoRoom(BlobcaskError):
@@ -42,17 +39,14 @@ class Holder(NamedTuple):
 class Room:
     """The bytes that are held, by whose they are. Safe for threads."""
 
-    def __init__(
-        self, bytes_max: int = BYTES_MAX, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, bytes_max: int = BYTES_MAX, complaints: Repeats | None = None) -> None:
         """A tenant may hold half of `bytes_max`, all addresses together the same, and one of
         them a quarter."""
         self._bytes_max = bytes_max
-        self._monotonic = monotonic
+        self._complaints = complaints or Repeats()
         self._lock = threading.Lock()
         self._held: Counter[Holder] = Counter()
         self._strangers_bytes = 0
-        self._quiet_until_s = 0.0
         self.held_bytes = 0  # of all together
 
     def take(self, whose: Holder, count: int) -> None:
@@ -87,11 +81,10 @@ class Room:
             del self._held[whose]
 
     def _complain(self, whose: Holder) -> None:
-        now_s = self._monotonic()
-        if now_s < self._quiet_until_s:
-            return
-        self._quiet_until_s = now_s + QUIET_S
-        log.warning(
-            "no room for more of the body of %r: %d of %d bytes are held, %d for addresses",
-            whose.name, self.held_bytes, self._bytes_max, self._strangers_bytes,
-        )  # fmt: skip
+        # One line a minute, whoever asks for more: it must not fill the log too.
+        if count := self._complaints.note("no room"):
+            log.warning(
+                "no room for more of the body of %r: %d of %d bytes are held, %d for addresses; "
+                "%d bodies were refused since the last such line",
+                whose.name, self.held_bytes, self._bytes_max, self._strangers_bytes, count,
+            )  # fmt: skip

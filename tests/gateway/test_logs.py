@@ -27,7 +27,6 @@ from gateway.logs import (
     line_form,
     redacted,
 )
-from gateway.observer import ADDRESSES_MAX, QUIET_S, Refusals
 from tests.gateway.served import Served, serving
 
 BEARER = "eyJhbGciOiJIUzI1NiJ9.eyJ0ZW5hbnQiOiJ4In0.c2lnbmF0dXJlc2lnbmF0dXJl"
@@ -328,23 +327,3 @@ def test_a_server_whose_log_nobody_reads_goes_on_serving(
             response.read()
             assert response.status == 200
         connection.close()
-
-
-def test_who_sends_only_nonsense_gets_a_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    now_s = 0.0
-    refusals = Refusals(lambda: now_s)
-    with caplog.at_level(logging.WARNING, "blobcask.requests"):
-        for address in ("10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.1"):
-            refusals.note(address, "invalid_head")
-        now_s += QUIET_S
-        refusals.note("10.0.0.1", "uri_too_long")
-        for number in range(2 * ADDRESSES_MAX):
-            refusals.note(f"10.1.0.{number}", "invalid_head")
-    told = [getattr(record, "facts") for record in caplog.records]  # noqa: B009  mypy
-    assert [(line["address"], line["count"]) for line in told[:3]] == [
-        ("10.0.0.1", 1),
-        ("10.0.0.2", 1),
-        ("10.0.0.1", 3),
-    ]
-    assert told[2]["code"] == "uri_too_long"
-    assert len(vars(refusals)["_noted"]) == ADDRESSES_MAX

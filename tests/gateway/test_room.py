@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.room import QUIET_S, Holder, NoRoom, Room
+from cas.repeats import QUIET_S, Repeats
+from gateway.room import Holder, NoRoom, Room
 
 ANN, BOB = Holder("ann", is_believed=True), Holder("192.0.2.7", is_believed=True)
 HOME, WORK, TRAIN = Holder("192.0.2.7"), Holder("192.0.2.8"), Holder("192.0.2.9")
@@ -51,9 +52,10 @@ def test_the_log_tells_once_a_minute_that_there_is_no_room(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     times_s = iter((0.0, 1.0, QUIET_S - 1, QUIET_S, QUIET_S + 1))
-    room = Room(100, lambda: next(times_s))
+    room = Room(100, Repeats(lambda: next(times_s)))
     for _ in range(5):
         with pytest.raises(NoRoom):
             room.take(HOME, 26)
     assert len(caplog.messages) == 2
     assert "'192.0.2.7'" in caplog.messages[0]
+    assert "3 bodies were refused" in caplog.messages[1]

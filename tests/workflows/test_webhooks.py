@@ -35,12 +35,13 @@ from cas.errors import (
 from cas.events import NO_LIMIT, Room, append_event, claim, subscribe
 from cas.once import OnceKey, step_key
 from cas.records import CANCELLED, KEY_BYTES, Event, Once, Run, Subscription, Webhook
+from cas.repeats import QUIET_S, Repeats
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
 from cas.totals import held_of, kept_of
 from tests.audit import audit
 from tests.clocks import KEEP_US, START_US, HandClock
-from workflows.complaints import QUIET_S, Complaints
+from workflows.complaints import Complaints
 from workflows.notation import LEVELS_MAX, is_too_deep
 from workflows.secrets import Secrets
 from workflows.signatures import Address, Call
@@ -391,7 +392,7 @@ def test_who_calls_and_proves_nothing_writes_a_line_a_minute(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     now_s = 1000.0
-    complaints = Complaints(lambda: now_s)
+    complaints = Complaints(Repeats(lambda: now_s))
     made = [webhooks(store).register(GITHUB_CALL) for _ in range(2)]
     newer = bytes(32)
 
