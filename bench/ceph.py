@@ -12,7 +12,6 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import msgspec
+
+from bench.ports import free_port
 
 PROGRAMS: Final = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph", "monmaptool")
 REGION: Final = "default"  # the name of the gateway's zone group
@@ -94,7 +95,7 @@ class Ceph:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self.login = self._start()
@@ -160,7 +161,7 @@ class Ceph:
     # --- starting
 
     def _start(self) -> Login:
-        fsid, mon_port = str(uuid.uuid4()), _free_port()
+        fsid, mon_port = str(uuid.uuid4()), free_port()
         for name in ("mon", "osd", "rgw"):
             (self.folder / name).mkdir()
         (self.folder / "keyring").touch()
@@ -251,9 +252,3 @@ def running(parent: Path | None = None) -> Iterator[Ceph]:
 def find_program(name: str) -> str | None:
     """Daemons are installed where a user's PATH often does not look."""
     return shutil.which(name) or shutil.which(name, path="/usr/local/sbin:/usr/sbin:/sbin")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench.ports import free_port
 from cas.durable import Disk
 
 _READ_BYTES = 1 << 20
@@ -88,7 +89,7 @@ def nginx(folder: Path, files: Path, program: str) -> Iterator[str]:
 
     Its own files are made in `folder`. One worker, as the gateway has beside it.
     """
-    port = _free_port()
+    port = free_port()
     configuration = folder / "nginx.conf"
     user = "user root;" if os.geteuid() == 0 else ""
     configuration.write_text(
@@ -115,12 +116,6 @@ def nginx(folder: Path, files: Path, program: str) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def _await_listener(process: subprocess.Popen[bytes], port: int) -> None:

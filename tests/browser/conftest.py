@@ -9,11 +9,14 @@ from typing import Any
 from urllib.parse import urljoin
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.browser.person import ARGUMENTS, OpenPage
-from tests.gateway.served import Served, serving
+from tests.gateway.served import PATIENCE_S, Served, serving
 
+# On a busy machine; what is asked of a page comes at once elsewhere.
+PATIENCE_MS = PATIENCE_S * 1000
+expect.set_options(timeout=PATIENCE_MS)
 # Refusals are answers with an error status, and lost connections are what some tests are
 # about; Chromium reports both as if they were faults of the page.
 EXPECTED_REPORTS = (
@@ -62,7 +65,7 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
         context = beside.context if beside else browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE_MS)
         page.on("console", note)
         page.on("pageerror", lambda error: faults.append(str(error)))
         home = url.partition("/u/")[0].partition("/api/")[0].removesuffix("/docs")

@@ -6,13 +6,14 @@ import hashlib
 import select
 import socket
 import threading
-from contextlib import suppress
+import weakref
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol, final
 
 from playwright.sync_api import Page
 
-from tests.gateway.served import Served
+from tests.gateway.served import Served, held_port
 
 ARGUMENTS = (
     "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
@@ -88,7 +89,9 @@ class Wire:
         self._lose = b""
         self._carried_bytes: int | None = None
         self.lost = threading.Event()  # something that was sent to the server
-        self._near = ("127.0.0.1", 0)
+        held = ExitStack()
+        self._near = ("127.0.0.1", held.enter_context(held_port()))
+        weakref.finalize(self, held.close)
         self._open: set[socket.socket] = set()
         self.mend()
         self.address = f"http://127.0.0.1:{self._near[1]}"
@@ -109,7 +112,6 @@ class Wire:
 
     def mend(self) -> None:
         self._listener = socket.create_server(self._near)
-        self._near = self._listener.getsockname()
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def _accept(self, listener: socket.socket) -> None:

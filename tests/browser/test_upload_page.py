@@ -92,6 +92,7 @@ def test_the_page_completes_by_itself_when_all_places_are_filled(
     page = open_page(asked["upload_url"])
     expect(page.locator("#drop")).to_be_visible()
     page.clock.install()
+    page.clock.pause_at(page.evaluate("Date.now()") + 1000)  # the countdown is the test's
     names = [f"{number}.txt" for number in range(max_files)]
     page.set_input_files("#picker", [write(tmp_path, name, name.encode()) for name in names])
     expect(page.locator("#overall")).to_contain_text("All is stored. Sending in")
@@ -108,6 +109,7 @@ def test_completing_by_itself_can_be_stopped(
     page = open_page(asked["upload_url"])
     expect(page.locator("#drop")).to_be_visible()
     page.clock.install()
+    page.clock.pause_at(page.evaluate("Date.now()") + 1000)  # the countdown is the test's
     page.set_input_files("#picker", write(tmp_path, "wrong.txt", b"wrong"))
     page.get_by_role("button", name="Wait").click()
     assert page.evaluate("document.activeElement.id") == "done"
@@ -178,7 +180,7 @@ def test_progress_is_shown_and_a_file_can_be_removed_on_its_way(
 ) -> None:
     asked = served.request_upload(max_files=3)
     page = open_page(asked["upload_url"])
-    Line(page).slow(600_000)
+    Line(page).slow(200_000)
     small = write(tmp_path, "small.bin", os.urandom(4_000_000))
     large = write(tmp_path, "large.bin", os.urandom(LARGE_BYTES))
     page.set_input_files("#picker", [small, large])
@@ -201,7 +203,7 @@ def test_files_can_be_paused_one_by_one_and_all_together(
     asked = served.request_upload(max_files=3)
     page = open_page(asked["upload_url"])
     line = Line(page)
-    line.slow(2_000_000)
+    line.slow(400_000)
     sent = {"one.bin": os.urandom(LARGE_BYTES), "two.bin": os.urandom(LARGE_BYTES)}
     page.set_input_files("#picker", [write(tmp_path, name, data) for name, data in sent.items()])
     expect(page.get_by_label("Progress of one.bin")).not_to_have_attribute("value", "0")

@@ -102,12 +102,18 @@ def assert_whole(root: Path) -> None:
 @contextmanager
 def nothing_kept(root: Path, files: BlobFiles | None = None) -> Iterator[None]:
     """No new name under `root`, no descriptor and no thread more than before."""
-    before = named(root), len(os.listdir("/proc/self/fd")), threading.active_count()
+    before, descriptors, threads = (
+        named(root),
+        len(os.listdir("/proc/self/fd")),
+        threading.active_count(),
+    )
     yield
     if files:
         files.close()
-    after = named(root), len(os.listdir("/proc/self/fd")), threading.active_count()
-    assert after == before
+    assert named(root) == before
+    # Fewer: what the test before this one threw away after its answer has gone meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+    assert threading.active_count() <= threads
 
 
 # --- storing
@@ -594,8 +600,8 @@ def test_a_disk_that_fails_at_any_step_leaves_nothing_half_done(
             assert isinstance(error, OSError)
             assert error.errno == code
             assert code == errno.EIO or disk.failed == "unlink"
-        assert len(os.listdir("/proc/self/fd")) == descriptors
-        assert threading.active_count() == threads
+        assert len(os.listdir("/proc/self/fd")) <= descriptors
+        assert threading.active_count() <= threads
         for path in named(root / "objects"):
             if is_temporary(path.name):
                 # Only where the very removal of the hidden name failed; the scrub takes it.
@@ -660,7 +666,7 @@ def test_a_batch_waits_for_the_disk_once(root: Path) -> None:
             measured, placed = batch.store(data, place_always)
             assert measured == Measured(digest_of(data), 1_000, blake3(data).digest())
             assert placed == files.stat(digest_of(data))
-        assert len(os.listdir("/proc/self/fd")) == descriptors
+        assert len(os.listdir("/proc/self/fd")) <= descriptors
         assert not {"sync_data", "sync_folder", "sync_filesystem"} & set(disk.steps)
         batch.sync()
         batch.sync()

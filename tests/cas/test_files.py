@@ -451,7 +451,7 @@ def test_a_file_whose_bytes_have_another_length_is_not_opened(
         files.open(ref(file))
     with pytest.raises(BlobDamaged, match=f"{size_bytes} bytes of 3"):
         store.opener.here(file.checksum_sha256, file.size_bytes)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
 def test_a_list_of_one_name_in_one_run_has_full_pages(files: Files, clock: HandClock) -> None:

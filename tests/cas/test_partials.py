@@ -416,10 +416,10 @@ def test_a_later_request_takes_over_from_a_sender_that_fell_silent(link: UploadL
     with ThreadPoolExecutor(1) as pool:
         silent = pool.submit(link.append, partial_id, 0, pipe, promised_size=len(DATA))
         pipe.sender.sendall(DATA[:999])
-        assert pipe.waiting.wait(10)
+        assert pipe.waiting.wait(60)
         found = link.partial(partial_id)
         with pytest.raises(PartialTaken):
-            silent.result(10)
+            silent.result(60)
     assert found.offset_bytes == link.partial(partial_id).offset_bytes
     assert send(link, partial_id, found.offset_bytes, len(DATA)) == len(DATA)
     pipe.close()
@@ -481,7 +481,7 @@ def test_many_senders_of_one_partial_lose_and_mix_nothing(store: Store, link: Up
                     return
                 at = found.offset_bytes
                 send(link, partial_id, at, min(len(DATA), at + chance.randrange(1, 9000)))
-            except (OffsetMismatch, PartialTaken):
+            except (OffsetMismatch, PartialBusy, PartialTaken):
                 continue
 
     with ThreadPoolExecutor(4) as pool:

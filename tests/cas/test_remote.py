@@ -32,7 +32,7 @@ from cas.remote.wire import raise_problem
 from cas.retention import parse_retention
 from cas.uploads import UploadRequest
 from gateway.errors import code_of
-from tests.gateway.served import Served, serving
+from tests.gateway.served import Served, serving, until
 
 
 @pytest.fixture(scope="module")
@@ -353,7 +353,8 @@ def test_a_file_that_changed_between_two_attempts_is_not_left_in_its_slot(
         pytest.raises(errors.ServerUnreachable),
     ):
         first.upload_link(upload.upload_token).put(0, old, filename="x.bin")
-    assert link.info()["partials"][0]["offset_bytes"] > 0
+    # The server notes what came when it has seen the end of the connection.
+    until(lambda: link.info()["partials"][0]["offset_bytes"] > 0)
     with pytest.raises(errors.DigestMismatch):
         link.put(0, new, filename="x.bin")
     assert link.slots() == []

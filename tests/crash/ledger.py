@@ -30,9 +30,9 @@ TINY = CatalogSettings(
     checkpoint_bytes=4 << 10,
     journal_keep_us=-10_000 * DAY_US,
     min_free_bytes=1 << 60,
-    lock_wait_s=10,
+    lock_wait_s=60,
 )
-LARGE = CatalogSettings(min_free_bytes=1 << 60, lock_wait_s=10)
+LARGE = CatalogSettings(min_free_bytes=1 << 60, lock_wait_s=60)
 _BLOBS = 5
 
 

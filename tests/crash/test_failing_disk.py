@@ -180,7 +180,7 @@ def small_disk(root: Path, program: Callable[[str], str]) -> Iterator[Path]:
         yield disk
 
 
-ROOMY = CatalogSettings(lock_wait_s=10)
+ROOMY = CatalogSettings(lock_wait_s=60)
 
 
 def big(number: int) -> Mark:

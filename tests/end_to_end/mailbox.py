@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email
 import email.policy
-import socket
 import threading
 from dataclasses import dataclass
 from email.message import EmailMessage
@@ -12,6 +11,10 @@ from types import TracebackType
 from typing import Any, Self, final
 
 from aiosmtpd.controller import Controller
+
+from bench.ports import free_port
+
+READY_S = 60.0
 
 
 @final
@@ -30,8 +33,10 @@ class Mailbox:
     def __init__(self) -> None:
         self._mails: list[Mail] = []
         self._lock = threading.Lock()
-        self.port = _free_port()
-        self._controller = Controller(self, hostname="127.0.0.1", port=self.port)
+        self.port = free_port()
+        self._controller = Controller(
+            self, hostname="127.0.0.1", port=self.port, ready_timeout=READY_S
+        )
 
     @property
     def mails(self) -> list[Mail]:
@@ -61,8 +66,3 @@ class Mailbox:
         trace: TracebackType | None,
     ) -> None:
         self._controller.stop()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])

@@ -27,6 +27,7 @@ from bench.corpus import content
 from cas.records import Replica, StoredFile
 from cas.replicas import backlog
 from cas.store import Store
+from replicator.canary import TENANT
 from tests.conftest import CHECKOUT
 from tests.gateway.served import ACCOMPANIED, ALONE, Served, serving
 from tests.s3.ceph import Bucket
@@ -332,6 +333,18 @@ def until_mirrored(node: Node, seconds: float = PATIENCE_S) -> None:
         except AssertionError as failed:
             told = f"{failed}: {waiting(store)} rows wait; {sorted(errors(store))[:3]}"
             raise AssertionError(told) from None
+
+
+def until_canary_is_home(node: Node) -> None:
+    """Until the first canary came back and is forgotten; the next one starts in 15 minutes. It is
+    a file like others: on its way when a disk is lost, it is restored, or what is missing."""
+    with looking(node.root) as store:
+
+        def home() -> bool:
+            others = done(store) - {stored.digest for stored in node.ledger.stored}
+            return bool(others) and not store.files(TENANT, "test").usage().files
+
+        until("the canary is home", home)
 
 
 def until_shipped(root: Path, bucket: Bucket, prefix: str = "", seconds: float = PATIENCE_S) -> int:

@@ -215,6 +215,7 @@ def test_a_server_that_lies_about_checksums_is_read_back(
         judge_bucket(bucket, node.ledger.stored)
 
 
+@pytest.mark.timeout(1800)  # it waits the longer, the longer the bucket was away
 def test_a_bucket_that_was_deleted_is_filled_again_when_it_is_back(
     root: Path, ceph: Ceph, bucket: Bucket
 ) -> None:
@@ -227,12 +228,12 @@ def test_a_bucket_that_was_deleted_is_filled_again_when_it_is_back(
         with looking(node.root) as store:
             until("it is told why", lambda: "NoSuchBucket" in str(errors(store)))
             assert late.digest not in done(store)
-        until("status tells it", lambda: "NoSuchBucket" in str(node.status()[1]), 20)
+        until("status tells it", lambda: "NoSuchBucket" in str(node.status()[1]))
         ceph.make_bucket(bucket.name)
         # Nobody tells the node that the bucket is an empty one now: it misses its HEAD there.
         all_keys = {stored.key for stored in node.ledger.stored}
-        until("all is there again", lambda: all_keys <= set(bucket.keys("objects/")))
-        until_mirrored(node)
+        until("all is there again", lambda: all_keys <= set(bucket.keys("objects/")), STORM_S)
+        until_mirrored(node, STORM_S)
         judge_bucket(bucket, node.ledger.stored)
         until_shipped(node.root, bucket)
         again = node.run("replicate", "verify", "far")

@@ -132,6 +132,7 @@ def _judge_cost(proxy: FaultProxy, node: Node, kills: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ten_kills_lose_nothing_and_send_little_twice(root: Path, bucket: Bucket) -> None:
     _kill_loop(root, bucket, 10, 1, seed=20_261_121)
 

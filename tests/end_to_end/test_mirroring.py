@@ -134,26 +134,28 @@ def test_once_does_all_that_is_due(root: Path, far: Path, to_folder: Mapping[str
 
 
 @pytest.fixture
-def stalled(root: Path, to_folder: Mapping[str, str]) -> Iterator[Node]:
-    """A node whose target cannot be written to: its folder is another node's."""
+def stalled(root: Path, far: Path, to_folder: Mapping[str, str]) -> Iterator[tuple[Node, set[str]]]:
+    """A node whose target cannot be written to, its folder is another node's; and what was
+    there before it: what it tries out at first comes and goes."""
     with serving_node(root / "first", to_folder) as first:
         first.store()
         until_mirrored(first)
+    before = keys_in(far)
     with serving_node(root / "second", to_folder) as second:
-        yield second
+        yield second, before
 
 
 def test_a_target_of_another_store_is_told_everywhere_and_gets_nothing(
-    stalled: Node, far: Path
+    stalled: tuple[Node, set[str]], far: Path
 ) -> None:
-    before = keys_in(far)
-    _, stored = stalled.store(), stalled.store()  # the first one is alike in all nodes
-    until("the fence is told", lambda: target_of(stalled)["fenced"])
-    code, told = stalled.status()
+    node, before = stalled
+    _, stored = node.store(), node.store()  # the first one is alike in all nodes
+    until("the fence is told", lambda: target_of(node)["fenced"])
+    code, told = node.status()
     assert code != 0
     (why,) = [line for line in told["trouble"] if FAR in line]
     assert "belongs to another store" in why
-    ready = stalled.served.ask("GET", "/readyz")
+    ready = node.served.ask("GET", "/readyz")
     assert ready.status == 200
     assert why in ready.form["degraded"]
     assert stored.key not in before

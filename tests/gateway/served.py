@@ -25,7 +25,7 @@ START_S = 30.0
 # A worker that is just being forked may miss the arbiter's signal; the arbiter then ends it
 # after its graceful timeout of 30 s.
 STOP_S = 60.0
-ANSWER_S = 20.0
+ANSWER_S = 60.0
 PATIENCE_S = 60.0
 ALONE = ("--no-replicator", "--no-runner")
 ACCOMPANIED = ("--replicator", "--no-runner")
@@ -50,6 +50,17 @@ def until(condition: Callable[[], object], what: str = "it never was so") -> Non
     while not condition():
         assert time.monotonic() < deadline_s, what
         select.select((), (), (), 0.005)
+
+
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A port that no other program is given meanwhile; servers may come and go on it."""
+    with socket.socket() as held:
+        # Bound, and not listening: another one that says the same may have it as well.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port: int = held.getsockname()[1]
+        yield port
 
 
 @final

@@ -21,7 +21,15 @@ from cas.background import background_of
 from cas.records import StoredFile
 from cas.store import Store
 from replicator.targets import TargetUnreachable
-from tests.gateway.served import ACCOMPANIED, Answer, Served, serving, until
+from tests.gateway.served import (
+    ACCOMPANIED,
+    ANSWER_S,
+    PATIENCE_S,
+    Answer,
+    Served,
+    serving,
+    until,
+)
 from tests.replicator.crates import Node, background
 
 MIB = 1 << 20
@@ -45,7 +53,7 @@ class Edge:
     def part_of(self, file: StoredFile, begun: threading.Event) -> tuple[int, bytes]:
         """The status, and what came before the connection broke off. `begun` is set as soon as
         the answer has begun, from where on it can only be broken off."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.served.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.served.port, timeout=ANSWER_S)
         try:
             token = {"Authorization": f"Bearer {self.served.admin}"}
             connection.request("GET", url_of(file), headers=token)
@@ -112,8 +120,8 @@ def test_the_beginning_comes_while_the_rest_is_fetched(edge: Edge) -> None:
     content = large(10)
     file = edge.evicted(content)
     go_on = threading.Event()
-    edge.node.crates["a"].before = lambda position: position < 2 * MIB or go_on.wait(20)
-    connection = http.client.HTTPConnection("127.0.0.1", edge.served.port, timeout=20)
+    edge.node.crates["a"].before = lambda position: position < 2 * MIB or go_on.wait(PATIENCE_S)
+    connection = http.client.HTTPConnection("127.0.0.1", edge.served.port, timeout=ANSWER_S)
     token = {"Authorization": f"Bearer {edge.served.admin}"}
     try:
         with background(edge.node):
@@ -162,7 +170,7 @@ def test_a_fetch_that_dies_breaks_the_answer_off(edge: Edge) -> None:
     begun = threading.Event()
 
     def die(position: int) -> None:
-        if position >= 2 * MIB and begun.wait(20):
+        if position >= 2 * MIB and begun.wait(PATIENCE_S):
             raise TargetUnreachable("a", "cut")
 
     with background(edge.node):
@@ -181,7 +189,7 @@ def test_wrong_bytes_never_look_whole(edge: Edge) -> None:
     crate = edge.node.crates["a"]
     crate.hold(file.checksum_sha256, content[:-1] + b"?")
     begun = threading.Event()
-    crate.before = lambda position: position < 2 * MIB or begun.wait(20)
+    crate.before = lambda position: position < 2 * MIB or begun.wait(PATIENCE_S)
     with background(edge.node):
         status, got = edge.part_of(file, begun)
     crate.before = lambda _position: None
@@ -204,14 +212,14 @@ def test_those_who_wait_for_a_target_hold_no_working_slot(edge: Edge) -> None:
     file = edge.evicted(large(16))
     here = edge.node.put(b"here")
     go_on = threading.Event()
-    edge.node.crates["a"].before = lambda _position: go_on.wait(20)
+    edge.node.crates["a"].before = lambda _position: go_on.wait(PATIENCE_S)
     with background(edge.node) as back, ThreadPoolExecutor(64) as pool:
         waiting = [pool.submit(edge.ask, file) for _ in range(64)]
         while len(back.answering._talks) < 64:
             assert not any(one.done() for one in waiting)
         assert edge.ask(here).body == b"here"
         go_on.set()
-        assert {one.result(20).status for one in waiting} == {200}
+        assert {one.result(PATIENCE_S).status for one in waiting} == {200}
     edge.node.crates["a"].before = lambda _position: None
 
 

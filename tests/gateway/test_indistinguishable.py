@@ -672,7 +672,7 @@ def test_a_difference_of_fifty_microseconds_is_found_here_too(warmed: tuple[Serv
             return one + 50, other
 
         found = judge_until_clear(
-            delayed, WARM_PAIRS, rounds=2 * ROUNDS_MAX, clear=lambda verdict: verdict.tells
+            delayed, WARM_PAIRS, rounds=16 * ROUNDS_MAX, clear=lambda verdict: verdict.tells
         )
         assert found.tells
         assert not judge_until_clear(same, WARM_PAIRS).tells

@@ -40,6 +40,13 @@ from gateway.pool import Pool
 from tests.gateway.publishers import Publisher, ed_key, jwk, jwks, pem, publishing, rsa_key
 
 OLD, NEW = ed_key("old"), ed_key("new")
+TURN_S = 60.0
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no publisher that is too slow."""
+    monkeypatch.setattr("gateway.issuers.FETCH_S", 2 * TURN_S)
 
 
 class Seconds:
@@ -230,13 +237,13 @@ def test_while_one_thread_fetches_the_others_use_the_old_keys() -> None:
 
         def hang() -> None:
             fetching.set()
-            go_on.wait(10)
+            go_on.wait(TURN_S)
 
         publisher.before_answer = hang
         publisher.body = jwks(jwk(NEW, "new"))
         with ThreadPoolExecutor(1) as other:
             first = other.submit(source.known)
-            assert fetching.wait(10)
+            assert fetching.wait(TURN_S)
             assert kids(source.known()) == ["old"]
             go_on.set()
             assert kids(first.result()) == ["new"]
@@ -251,7 +258,7 @@ def test_a_publisher_that_is_slow_holds_no_working_slot(kid: str | None) -> None
 
     def hang() -> None:
         fetching.set()
-        go_on.wait(10)
+        go_on.wait(TURN_S)
 
     with publishing(jwks(jwk(OLD, "old"))) as publisher:
         publisher.before_answer = hang
@@ -263,13 +270,13 @@ def test_a_publisher_that_is_slow_holds_no_working_slot(kid: str | None) -> None
 
         for _ in range(4):
             pool.submit(verify)
-        assert fetching.wait(10)
+        assert fetching.wait(TURN_S)
         quick = threading.Event()
         pool.submit(quick.set)
-        assert quick.wait(4)
+        assert quick.wait(TURN_S / 2)
         go_on.set()
         for _ in range(4):
-            assert ended.acquire(timeout=10)
+            assert ended.acquire(timeout=TURN_S)
         assert publisher.asked == 1
 
 

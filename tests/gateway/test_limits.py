@@ -31,7 +31,7 @@ from gateway.errors import TooManyRequests
 from gateway.limits import STEP_BYTES, Guesses, Limit, Tally, network_of
 from gateway.uploads import REQUEST_BYTES_MAX
 from tests.clocks import HandClock
-from tests.gateway.served import Answer, Served, serving
+from tests.gateway.served import Answer, Served, serving, until
 
 MIB = 1 << 20
 REQUESTS = 40
@@ -156,8 +156,9 @@ def test_the_watchers_of_a_server_are_never_refused(served: Served) -> None:
     for _ in range(REQUESTS + 1):
         last = ask(served, "GET", "/static/none", at=address)
     assert refused(last, "requests")
-    for path in ("/healthz", "/readyz"):
-        assert ask(served, "GET", path, at=address).status == 200
+    assert ask(served, "GET", "/healthz", at=address).status == 200
+    # Not while a commit takes seconds on a busy disk.
+    until(lambda: ask(served, "GET", "/readyz", at=address).status == 200)
 
 
 def test_a_stranger_cannot_choose_the_address_that_counts(root: Path) -> None:
@@ -176,7 +177,7 @@ def test_counts_outlive_the_workers(root: Path) -> None:
         for worker in before:
             os.kill(worker, signal.SIGKILL)
         answers = [mortal.ask("GET", "/static/none") for _ in range(5)]
-        assert not set(before) & set(mortal.workers())
+        until(lambda: not set(before) & set(mortal.workers()))
     assert [answer.status for answer in answers] == [404] * 4 + [429]
 
 
@@ -388,7 +389,8 @@ def test_a_body_of_unknown_length_ends_where_its_limit_is_reached(served: Served
         )
         assert refused(answer, "bytes")
         assert answer.headers["connection"] == "close"
-    assert served.objects() == before
+    # What others sent of the same bytes may be cleaned up only now.
+    until(lambda: served.objects() <= before)
     small = ask(served, "POST", "/api/v1/storage?name=a", iter([b"x" * KIB]), token=token)
     assert small.status in (201, 429)  # how much of the endless one came is the network's
 

@@ -39,7 +39,7 @@ from tests.conftest import CHECKOUT
 from tests.gateway.served import WITH_RUNNER, Served, serving
 
 Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 def samples(served: Served, **headers: str) -> Samples:
@@ -73,9 +73,11 @@ def test_every_process_is_counted(served: Served) -> None:
     for _ in range(50):  # new connections: both workers get some
         served.ask("GET", "/healthz")
     eventually(counted, before + 50)
+    eventually(
+        lambda: value(samples(served), "request_seconds_count", route="/healthz"), before + 50
+    )
     found = samples(served)
     assert value(found, "workers") == 2
-    assert value(found, "request_seconds_count", route="/healthz") == before + 50
     assert value(found, "in_flight") >= 1  # this one
 
 
@@ -124,8 +126,9 @@ def test_bytes_and_commits_are_counted(root: Path) -> None:
         eventually(
             lambda: value(samples(server), "request_bytes_total", route=route), 2 * len(data)
         )
+        # Carried over after the request was counted.
+        eventually(lambda: value(samples(server), "commit_writes_total") >= 2, True)
         found = samples(server)
-        assert value(found, "commit_writes_total") >= 2
         assert 1 <= value(found, "commit_groups_total") <= value(found, "commit_writes_total")
         # The same bytes twice: what deduplication saves.
         assert (value(found, "logical_bytes"), value(found, "logical_files")) == (200_000, 2)
@@ -389,5 +392,5 @@ from cas.totals import miscounted_totals
 
 with Store.open(Path(sys.argv[1])) as store, store.catalog.read():
     print("reading", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """

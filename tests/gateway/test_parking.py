@@ -16,7 +16,7 @@ from gateway.board import ALIVE, AT_SINGLES, AT_TENANTS, WAITING, Board, Waiters
 from gateway.parking import Lot, Parked
 from gateway.worker import Worker
 
-TURN_S = 10.0
+TURN_S = 60.0
 
 
 def parked(patience_s: float = TURN_S) -> Parked:

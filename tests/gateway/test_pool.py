@@ -13,7 +13,7 @@ import pytest
 
 from gateway.pool import Pool, outside_slot
 
-TURN_S = 10.0
+TURN_S = 60.0
 
 
 def test_no_more_than_the_slots_work_at_once() -> None:

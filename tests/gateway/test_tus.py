@@ -387,8 +387,8 @@ def test_a_sender_that_fell_silent_does_not_keep_its_successor_waiting(served: S
     silent = raw_patch(served, url, 0, len(DATA))
     silent.sendall(DATA[:5000])
     wait_for(lambda: url.rpartition("/")[2] in served.objects())
-    # That connection stays open, as one whose client lost its network; by itself the server
-    # gives it up after 30 s, and our own patience for one answer is 20 s.
+    # That connection stays open, as one whose client lost its network; the server that gives
+    # it up by itself, after 30 s, tells it another reason than below.
     answer = patch(served, url, offset := offset_of(served, url), DATA[offset:])
     while answer.status == 409:  # what a client does: ask again, go on from there
         answer = patch(served, url, offset := offset_of(served, url), DATA[offset:])

@@ -129,7 +129,7 @@ class Background:
 
     def do(self, story: Any) -> Any:
         """The result of a coroutine on the loop."""
-        return asyncio.run_coroutine_threadsafe(story, self.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(story, self.loop).result(60)
 
 
 @contextmanager
@@ -159,9 +159,9 @@ def background(
     thread = threading.Thread(target=lambda: asyncio.run(story()))
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60)
         yield made[0]
     finally:
         made[0].loop.call_soon_threadsafe(stops[0].set)
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()

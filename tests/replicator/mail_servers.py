@@ -16,7 +16,7 @@ from typing import Any, final
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
-ARRIVES_S = 20.0
+ARRIVES_S = 60.0
 USER, PASSWORD = "approvals", "it's no secret here"
 
 

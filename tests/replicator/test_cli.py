@@ -171,7 +171,7 @@ def test_a_signal_ends_it_at_once_and_well(root: Path, number: signal.Signals) -
     with running(root) as process:
         assert "Replicating" in first_line(process)
         process.send_signal(number)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
 
 
 def test_a_second_one_waits_for_its_turn_and_takes_over_from_a_killed_one(root: Path) -> None:

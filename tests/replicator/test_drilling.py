@@ -287,7 +287,7 @@ def test_a_loop_that_is_told_to_stop_ends_its_drill(
             if key.startswith(OBJECTS):
                 read.append(key)
                 running.call_soon_threadsafe(stop.set)
-                assert told.wait(10)
+                assert told.wait(60)
 
         node.link.target = Watched(place, stop_the_loop)
         job = Drill(node.store, node.link, now_s=iter(range(0, 10**9, 10_000)).__next__)

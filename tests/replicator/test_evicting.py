@@ -354,11 +354,11 @@ def test_readers_writers_evictions_and_scrubs_at_once_lose_and_mix_up_nothing(
             try:
                 readings = [pool.submit(reading) for _ in range(4)]
                 for one in readings:
-                    one.result(60)
+                    one.result(200)
             finally:
                 stop.set()
             for trouble in troubles:
-                trouble.result(20)
+                trouble.result(60)
             finish(back)
         assert job.evicted > 50
         assert [found for found in examine_store(store, read_data=True) if found.wrong] == []

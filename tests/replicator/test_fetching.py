@@ -115,18 +115,18 @@ def test_a_hundred_readers_cause_one_fetch(node: Node, kept: bool) -> None:
     file = node.evicted(content)
     asked = threading.Barrier(101)
     go_on = threading.Event()
-    node.crates["a"].before = lambda _position: go_on.wait(20)
+    node.crates["a"].before = lambda _position: go_on.wait(60)
 
     def reader() -> bytes:
         with fetched(node, file) as stream:
-            asked.wait(20)
+            asked.wait(60)
             return hashlib.sha256(read_all(stream)).digest()
 
     with background(node, room=lambda _size: kept) as back, ThreadPoolExecutor(100) as pool:
         readings = [pool.submit(reader) for _ in range(100)]
-        asked.wait(20)
+        asked.wait(60)
         go_on.set()
-        assert {reading.result(20) for reading in readings} == {bytes(file.checksum_sha256)}
+        assert {reading.result(60) for reading in readings} == {bytes(file.checksum_sha256)}
         closed(back)
         assert node.blob(file).local is kept
     assert node.crates["a"].asked == [0]
@@ -136,7 +136,7 @@ def test_a_range_in_the_middle_is_given_while_the_rest_is_fetched(node: Node) ->
     content = large()
     file = node.evicted(content)
     go_on = threading.Event()
-    node.crates["a"].before = lambda position: position < 2 * MIB or go_on.wait(20)
+    node.crates["a"].before = lambda position: position < 2 * MIB or go_on.wait(60)
     start, stop = MIB // 2, MIB + 100
     with background(node) as back, fetched(node, file) as stream:
         stream.only(start, stop)
@@ -155,7 +155,7 @@ def test_a_reader_that_goes_away_takes_nothing_from_the_others(node: Node) -> No
     content = large()
     file = node.evicted(content)
     go_on = threading.Event()
-    node.crates["a"].before = lambda position: position < MIB or go_on.wait(20)
+    node.crates["a"].before = lambda position: position < MIB or go_on.wait(60)
     with background(node) as back:
         with fetched(node, file) as leaving, fetched(node, file) as staying:
             assert leaving.read(100) == content[:100]
@@ -169,7 +169,7 @@ def test_a_reader_that_goes_away_takes_nothing_from_the_others(node: Node) -> No
 def test_a_fetch_goes_on_though_all_readers_have_left(node: Node) -> None:
     file = node.evicted(large())
     go_on = threading.Event()
-    node.crates["a"].before = lambda position: position < MIB or go_on.wait(20)
+    node.crates["a"].before = lambda position: position < MIB or go_on.wait(60)
     with background(node) as back:
         with fetched(node, file) as leaving:
             leaving.read(1)
@@ -248,7 +248,7 @@ def test_a_reader_in_the_middle_of_wrong_bytes_gets_an_error_and_the_next_one_is
     file = two.evicted(content)
     two.crates["a"].hold(file.checksum_sha256, spoiled(content))
     seen = threading.Event()
-    two.crates["a"].before = lambda position: position < 2 * MIB or seen.wait(20)
+    two.crates["a"].before = lambda position: position < 2 * MIB or seen.wait(60)
     with background(two) as back:
         with fetched(two, file) as stream:
             stream.read(1)
@@ -317,7 +317,7 @@ def test_a_copy_that_is_not_kept_serves_who_comes_while_anybody_reads(node: Node
                 assert read_all(second) == content
             assert read_all(first) == content[100:]
             assert crate.asked == [0]
-        assert fetch.left.wait(20)
+        assert fetch.left.wait(60)
         assert read(node, file) == content
     assert crate.asked == [0, 0]
     assert not node.blob(file).local
@@ -329,7 +329,7 @@ def test_what_is_not_kept_is_broken_off_when_its_last_reader_leaves(node: Node) 
     file = node.evicted(content)
     crate = node.crates["a"]
     go_on = threading.Event()
-    crate.before = lambda position: position < MIB or go_on.wait(20)
+    crate.before = lambda position: position < MIB or go_on.wait(60)
     with background(node, room=lambda _size: False) as back:
         with fetched(node, file) as leaving, fetched(node, file) as last:
             assert leaving.read(1) == last.read(1) == content[:1]
@@ -337,7 +337,7 @@ def test_what_is_not_kept_is_broken_off_when_its_last_reader_leaves(node: Node) 
             leaving.close()
             assert last.read(1) == content[1:2]
             assert not fetch.left.is_set()
-        assert fetch.left.wait(20)
+        assert fetch.left.wait(60)
         go_on.set()
         assert read(node, file) == content
         assert crate.asked == [0, 0]
@@ -412,7 +412,7 @@ def test_who_brings_the_bytes_meanwhile_is_not_disturbed(node: Node) -> None:
     content = large()
     file = node.evicted(content)
     go_on = threading.Event()
-    node.crates["a"].before = lambda position: position < MIB or go_on.wait(20)
+    node.crates["a"].before = lambda position: position < MIB or go_on.wait(60)
     with background(node) as back, fetched(node, file) as stream:
         stream.read(1)
         node.put(content, "again")
@@ -437,7 +437,7 @@ def test_no_growth_is_told_of_a_copy_that_no_reader_was_given_yet(
 
         def ask_and_be_slow(digest: Digest) -> Fetch | int:
             asked = ask(digest)
-            assert grown.wait(20)
+            assert grown.wait(60)
             return asked
 
         monkeypatch.setattr(back.fetches, "asked", ask_and_be_slow)
@@ -450,7 +450,7 @@ def test_what_nobody_needs_any_more_is_not_kept(node: Node, clock: HandClock) ->
     content = large()
     file = node.evicted(content)
     go_on = threading.Event()
-    node.crates["a"].before = lambda position: position < MIB or go_on.wait(20)
+    node.crates["a"].before = lambda position: position < MIB or go_on.wait(60)
     with background(node) as back, fetched(node, file) as stream:
         stream.read(1)
         files = node.store.files("t1", "tests")
@@ -472,7 +472,7 @@ def test_a_stop_breaks_a_fetch_off_with_an_error(node: Node) -> None:
     def wait(position: int) -> None:
         if position >= MIB:
             going.set()
-            raise TargetUnreachable("a", "cut") if stopped.wait(20) else AssertionError
+            raise TargetUnreachable("a", "cut") if stopped.wait(60) else AssertionError
 
     stopped = threading.Event()
     node.crates["a"].before = wait
@@ -487,9 +487,9 @@ def test_a_stop_breaks_a_fetch_off_with_an_error(node: Node) -> None:
     thread = threading.Thread(target=reader)
     with background(node):
         thread.start()
-        assert going.wait(20)
+        assert going.wait(60)
         stopped.set()
-    thread.join(20)
+    thread.join(60)
     assert len(errors) == 1
 
 

@@ -36,7 +36,7 @@ def missing(node: Node, content: bytes) -> StoredFile:
 def test_a_target_that_hangs_holds_up_healing_and_no_reader(node: Node) -> None:
     go_on = threading.Event()
     went_on: list[bool] = []
-    node.crates["hangs"].before = lambda _position: went_on.append(go_on.wait(10))
+    node.crates["hangs"].before = lambda _position: went_on.append(go_on.wait(60))
     for number in range(FETCHES_MAX + 2):
         file = missing(node, b"%d" % number)
         node.crates["well"].objects.clear()

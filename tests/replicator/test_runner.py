@@ -24,7 +24,7 @@ from replicator.jobs import Jobs
 from replicator.links import opened_links
 from replicator.runner import Runner
 
-STOPPED_S = 20.0  # a run that does not end by itself fails its test after this
+STOPPED_S = 60.0  # a run that does not end by itself fails its test after this
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def read_all(stream: Fetched) -> bytes:
 def answer_to(root: Path, question: bytes) -> bytes:
     """All that the socket says to these bytes, to its end."""
     with socket.socket(socket.AF_UNIX) as sock, socket_path(root) as path:
-        sock.settimeout(20)
+        sock.settimeout(60)
         sock.connect(path)
         sock.sendall(question)
         said = b""
@@ -143,11 +143,11 @@ def test_a_replicator_that_starts_is_waited_for(
 ) -> None:
     file = node.evicted(CONTENT)
     place = Alone(node.store.root / PLACE)
-    elsewhere = Elsewhere(node.store.root, start_s=20)
+    elsewhere = Elsewhere(node.store.root, start_s=60)
     if sign == "it has the place":
         assert place.take()
     else:
-        elsewhere.expect(20)
+        elsewhere.expect(60)
     refused = threading.Event()
     connect = socket.socket.connect
 
@@ -162,8 +162,8 @@ def test_a_replicator_that_starts_is_waited_for(
     monkeypatch.setattr("cas.elsewhere.socket.socket", Socket)
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(elsewhere.open, file.checksum_sha256, file.size_bytes)
-        assert refused.wait(20)
-        with background(node), opening.result(20) as stream:
+        assert refused.wait(60)
+        with background(node), opening.result(60) as stream:
             assert read_all(stream) == CONTENT
     place.close()
 
@@ -224,13 +224,13 @@ def test_who_waits_its_turn_hears_of_it_and_is_not_broken_off(
 
     def before(_position: int) -> None:
         begun.set()
-        go_on.wait(20)
+        go_on.wait(60)
 
     node.crates["a"].before = before
     ask = node.store.elsewhere.open
     with background(node), ExitStack() as streams:
         ahead = streams.enter_context(ask(first.checksum_sha256, first.size_bytes))
-        assert begun.wait(20)
+        assert begun.wait(60)
         queued = streams.enter_context(ask(second.checksum_sha256, second.size_bytes))
         words = [queued._talk.hear()[0] for _ in range(3)]
         go_on.set()
@@ -263,7 +263,7 @@ def test_a_slow_reader_of_a_fast_fetch_hears_all_that_is_said(node: Node) -> Non
 def test_a_target_that_hangs_holds_no_reader(node: Node) -> None:
     file = node.evicted(CONTENT)
     go_on = threading.Event()
-    node.crates["a"].before = lambda _position: go_on.wait(20)
+    node.crates["a"].before = lambda _position: go_on.wait(60)
     impatient = Elsewhere(node.store.root, silent_s=0.2)
     with background(node):
         with (

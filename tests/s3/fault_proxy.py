@@ -279,10 +279,12 @@ class FaultProxy:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.settimeout(_IDLE_S)
         with ExitStack() as stack:
             stack.callback(self._forget, connection)
+            # It may be cut before its thread begins.
+            stack.enter_context(suppress(OSError))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.settimeout(_IDLE_S)
             server = stack.enter_context(
                 closing(http.client.HTTPConnection(*self.upstream, timeout=_IDLE_S))
             )

@@ -132,7 +132,7 @@ def test_a_held_request_goes_on_when_it_is_let(proxy: FaultProxy, bucket: Bucket
     proxy.luck = always(hold)
     writer = threading.Thread(target=proxy.bucket.write, args=("a", DATA))
     writer.start()
-    assert hold.held.wait(20)
+    assert hold.held.wait(60)
     assert bucket.keys() == []
     hold.release.set()
     writer.join()
