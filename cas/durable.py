@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import secrets
 import threading
@@ -231,33 +232,46 @@ def is_temporary(name: str) -> bool:
 
 @contextmanager
 def opened(path: Path | str, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """A descriptor of `path`, closed at the end; in a child that is forked meanwhile at once.
-
-    A lock belongs to the open file, which such a child shares: it would keep the lock after its
-    parent let go of it, or was killed.
-    """
-    ours = object()
-    with _opening:
-        fd = _opened[ours] = os.open(path, flags | os.O_CLOEXEC)
+    """A descriptor of `path`, closed at the end."""
+    fd = os.open(path, flags | os.O_CLOEXEC)
     try:
         yield fd
     finally:
+        os.close(fd)
+
+
+@contextmanager
+def locked(path: Path | str, flags: int = os.O_RDONLY) -> Iterator[None]:
+    """Hold the exclusive flock of `path`, waited for; a child that is forked meanwhile lets go
+    of the file at once.
+
+    A lock belongs to the open file, which such a child shares: it would keep the lock after its
+    parent let go of it, or was killed. Only for files in ROOT: while the system opens or closes
+    one, no other thread locks a file or forks, so a mount that hangs would hold all of them.
+    """
+    ours = object()
+    with _opening:
+        fd = _locked[ours] = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
         with _opening:
             # Not in a child, where the number may be that of a file of its own by now.
-            if _opened.pop(ours, None) is not None:
+            if _locked.pop(ours, None) is not None:
                 os.close(fd)
 
 
-_opened: Final[dict[object, int]] = {}
-# Held while a file is opened or closed, and over a fork: no child comes between a file and its
-# entry. Reentrant, for what is collected here may be such a file itself.
+_locked: Final[dict[object, int]] = {}
+# Held while such a file is opened or closed, and over a fork: no child comes between a file and
+# its entry. Reentrant, for what is collected here may be such a file itself.
 _opening: Final = threading.RLock()
 
 
 def _after_fork_in_child() -> None:
-    for fd in _opened.values():
+    for fd in _locked.values():
         os.close(fd)
-    _opened.clear()
+    _locked.clear()
     _opening.release()
 
 

@@ -7,9 +7,9 @@
     keys        of what is done once, when they expire
     approvals   nobody decided: they expire, which is an event; ended ones are removed later,
                 when the run has ended too
-    webhooks    when they expire
+    webhooks    when they expire, with the keys of the calls that came
     ends        of runs, where they were broken off: what ends with them ends now
-    runs        when they are forgotten, with their text, steps, keys, waits, webhooks and approvals
+    runs        when they are forgotten, with their text, steps, keys, waits, approvals and webhooks
 
 The sweep itself sees to events: one that a wait was given stays for as long as the wait
 (invariant 13), and goes with the last one that could ask for it (`cas.events.drop`).
@@ -27,6 +27,7 @@ from cas.catalog import Catalog, Key, Snapshot, Transaction
 from cas.clock import DAY_US
 from cas.endings import let_go
 from cas.events import IN_VAIN_US, drop, is_run_open
+from cas.once import webhook_scope
 from cas.records import (
     EXPIRED,
     PENDING,
@@ -45,7 +46,7 @@ R = TypeVar("R", bound=Record)
 
 # When to look again at what is due, but needed: so that it is not looked at by every sweep.
 POSTPONED_US: Final = DAY_US
-_BATCH: Final = 500  # records a transaction
+BATCH: Final = 500  # records a transaction: a few ms of the writer lock
 _VALUES: Final = 100  # of these, results of steps
 _ACTOR: Final = "sweep"
 
@@ -158,19 +159,30 @@ def execute_forgetting(catalog: Catalog, due: Due, now_us: int, keep_us: int) ->
             return False
         return _delete(txn, approval, over)
 
-    def forget_webhook(txn: Transaction, webhook: Webhook) -> bool:
-        return _delete(txn, webhook, is_due(webhook.expires_at, webhook.undated_at, now_us))
-
     for run_id in due.ending_ids:
         let_go(catalog, run_id, _ACTOR, keep_us)
     return Forgotten(
         _each(catalog, Subscription, [(name,) for name in due.wait_ids], forget_wait),
         _each(catalog, Once, due.keys, forget_key),
         _each(catalog, Approval, [(name,) for name in due.approval_ids], end_approval),
-        _each(catalog, Webhook, [(name,) for name in due.webhook_ids], forget_webhook),
+        sum(_forget_due_webhook(catalog, name, now_us) for name in due.webhook_ids),
         sum(_forget_run(catalog, run_id, now_us) for run_id in due.run_ids),
         len(due.ending_ids),
     )
+
+
+def forget_webhook(txn: Transaction, webhook: Webhook) -> bool:
+    """End a webhook, whenever it were over, and forget up to BATCH of the calls that came; True
+    when none is left and it is removed. The sweep goes on with one that is not."""
+    calls = _calls(txn, webhook, BATCH)
+    for call in calls:
+        txn.delete(call)
+    if len(calls) < BATCH:
+        txn.delete(webhook)
+        return True
+    expires_at = min(txn.now_us, webhook.expires_at or txn.now_us)
+    txn.replace(msgspec.structs.replace(webhook, expires_at=expires_at, undated_at=None))
+    return False
 
 
 def is_due(at_us: int | None, undated_at: int | None, now_us: int) -> bool:
@@ -241,6 +253,20 @@ def _each(
     return done
 
 
+def _forget_due_webhook(catalog: Catalog, webhook_id: str, now_us: int) -> int:
+    """Remove a webhook and what it knows of its calls; 0 when it is not due."""
+
+    def change(txn: Transaction) -> int | None:
+        webhook = txn.get(Webhook, webhook_id)
+        if webhook is None or not is_due(webhook.expires_at, webhook.undated_at, now_us):
+            return 0
+        return 1 if forget_webhook(txn, webhook) else None
+
+    while (done := catalog.write(change, actor=_ACTOR)) is None:
+        pass
+    return done
+
+
 def _forget_run(catalog: Catalog, run_id: str, now_us: int) -> int:
     """Remove a run and what belongs to it, itself last; 0 when it is not due."""
 
@@ -274,14 +300,25 @@ def _owned(txn: Transaction, run: Run) -> list[Record]:
     of_run: Key = (run.tenant_id, run.run_id)
     # Results may be large: fewer at once.
     found: list[Record] = [*txn.range(StepValue, "", (run.run_id,), limit=_VALUES)]
-    found += txn.range(Step, "", (run.run_id,), limit=_BATCH - len(found))
+    found += txn.range(Step, "", (run.run_id,), limit=BATCH - len(found))
     scope: Key = (run.tenant_id, f"run:{run.run_id}")
-    found += txn.range(Once, "", scope, limit=max(_BATCH - len(found), 0))
-    for kind in (Subscription, Webhook, Approval):
-        found += txn.range(kind, "run", of_run, limit=max(_BATCH - len(found), 0))
+    found += txn.range(Once, "", scope, limit=BATCH - len(found))
+    for kind in (Subscription, Approval):
+        found += txn.range(kind, "run", of_run, limit=BATCH - len(found))
+    for webhook in txn.range(Webhook, "run", of_run, limit=BATCH - len(found)):
+        found += _calls(txn, webhook, BATCH - len(found))
+        if len(found) >= BATCH:  # there may be more of its calls, which are found by it
+            break
+        found.append(webhook)
     return found
 
 
+def _calls(snapshot: Snapshot, webhook: Webhook, limit: int) -> list[Once]:
+    """Up to `limit` keys of the calls that a webhook took."""
+    scope: Key = (webhook.tenant_id, webhook_scope(webhook.webhook_id))
+    return snapshot.range(Once, "", scope, limit=limit)
+
+
 def _chunks(keys: list[Any]) -> Iterator[list[Any]]:
-    for start in range(0, len(keys), _BATCH):
-        yield keys[start : start + _BATCH]
+    for start in range(0, len(keys), BATCH):
+        yield keys[start : start + BATCH]

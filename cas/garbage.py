@@ -12,10 +12,8 @@ so it costs what is due, not what is stored, and holds the writer lock for one b
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import final
 
@@ -24,7 +22,7 @@ import msgspec
 from cas.blobs import BlobFiles
 from cas.catalog import Catalog, Snapshot, Transaction
 from cas.digest import Digest
-from cas.durable import opened
+from cas.durable import locked
 from cas.records import CONDEMNED, DELETING, Blob
 
 _BATCH = 200  # records a transaction: a few ms of the writer lock
@@ -152,8 +150,5 @@ class Collector:
 
         self._catalog.write(forget, actor=_ACTOR)
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with opened(self._lock_path, os.O_RDWR | os.O_CREAT) as fd:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
+    def _alone(self) -> AbstractContextManager[None]:
+        return locked(self._lock_path, os.O_RDWR | os.O_CREAT)

@@ -13,7 +13,6 @@ its old lines: a receipt is for ever, and the server lists the keys that prove i
 
 from __future__ import annotations
 
-import fcntl
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Final, final
 import msgspec
 
 from cas.config import Settings
-from cas.durable import DISK, Disk, opened
+from cas.durable import DISK, Disk, locked
 from cas.errors import InvalidSetting
 
 _KEY_BYTES: Final = 32
@@ -52,8 +51,7 @@ def load_keys(settings: Settings, disk: Disk = DISK) -> Keys:
     if disk.make_folder(folder, 0o700):
         disk.sync_folder(root)
     # Two commands on a new ROOT at once must not each go on with keys of their own.
-    with opened(folder) as fd:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+    with locked(folder):
         fresh = not (folder / "signing").exists()
         for name in ("signing", "jwt", "callbacks", "receipts", "secrets"):
             if not (folder / name).exists():

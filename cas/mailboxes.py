@@ -17,6 +17,9 @@ import msgspec
 _LOCAL_BYTES_MAX: Final = 64  # RFC 5321, 4.5.3.1, as are the others
 _DOMAIN_CHARS_MAX: Final = 255
 _NAME_CHARS_MAX: Final = 200
+# Of a word of a name: a line of a header is broken between words, and no mail can be made where
+# one has to be broken elsewhere.
+_WORD_CHARS_MAX: Final = 60
 
 _NAMED: Final = re.compile(r"(?P<name>[^<>]*)<(?P<address>[^<>]*)>")
 _ATOM: Final = r'[^\s"(),.:;<>@\[\]\\\x00-\x20\x7f]+'
@@ -64,4 +67,6 @@ def read_mailbox(text: str) -> Mailbox:
         or len(name) > _NAME_CHARS_MAX
     ):
         raise ValueError(f"{text[:80]!r} is longer than an address may be")
+    if any(len(word) > _WORD_CHARS_MAX for word in name.split()):
+        raise ValueError(f"a name before an address has words of at most {_WORD_CHARS_MAX} letters")
     return Mailbox(name, local, domain)

@@ -104,6 +104,11 @@ def once(
     return result, True
 
 
+def webhook_scope(webhook_id: str) -> str:
+    """Whose names those of the calls are that a webhook took. They go with it."""
+    return f"webhook:{webhook_id}"
+
+
 def step_key(run: str, step: str, what: str) -> OnceKey:
     """The key of what one step of a run does (with its iteration, as in "sum#2")."""
     return OnceKey(f"{_OF_RUN}{run}", f"{step}/{what}", keep_us=None)

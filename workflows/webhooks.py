@@ -23,6 +23,7 @@ import ipaddress
 import logging
 from base64 import b64encode
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -49,10 +50,11 @@ from cas.events import (
     publish,
     refuse_ended,
 )
+from cas.forgetting import BATCH, forget_webhook
 from cas.identifiers import new_id
 from cas.listing import Page, newest, own
-from cas.once import OnceKey, once, remembered
-from cas.records import Once, Run, Secret, Webhook
+from cas.once import OnceKey, once, remembered, webhook_scope
+from cas.records import Run, Secret, Webhook
 from cas.references import DIRECT_RUN, check_segment
 from workflows import secrets, signatures
 from workflows.complaints import Complaints
@@ -66,7 +68,6 @@ EXPIRES_IN_S_MAX: Final = 366 * 24 * 3600
 NETWORKS_MAX: Final = 100
 CALLS_REMEMBERED_US: Final = 366 * DAY_US
 CALLS_FORGOTTEN_MAX: Final = 10_000  # by the request that removes their webhook
-_BATCH: Final = 500  # records a transaction: a few ms of the writer lock
 _NAME_CHARS_MAX: Final = 200
 _HEADER_CHARS_MAX: Final = 1000  # of one that an event tells of
 _SHOWN: Final = ("Content-Type", "User-Agent")
@@ -134,7 +135,9 @@ class Webhooks:
             def insert() -> str:
                 refuse_ended(txn, self._tenant_id, wanted.run)
                 if txn.get(Secret, self._tenant_id, wanted.secret_id) is None:
-                    raise InvalidRequest("secret_id", "there is no such secret")
+                    command = f"blobcask secret set {wanted.secret_id} --tenant {self._tenant_id}"
+                    reason = f"there is no secret {wanted.secret_id!r}; `{command}` keeps one"
+                    raise InvalidRequest("secret_id", reason)
                 webhook = Webhook(
                     webhook_id=new_id(txn.now_us),
                     tenant_id=self._tenant_id,
@@ -180,26 +183,21 @@ class Webhooks:
         """Take no more calls; events that came stay. Durable on return; raises NotFound.
 
         Which calls came is forgotten with it. Where it were more than CALLS_FORGOTTEN_MAX, or
-        this is stopped half-way, the others stay until their time is over, which does no harm;
-        so do those of a webhook that goes with its run.
+        this is stopped half-way, it is over and the sweep goes on.
         """
 
-        def forget(txn: Transaction) -> int:
-            calls = txn.range(Once, "", (self._tenant_id, _scope(webhook_id)), limit=_BATCH)
-            for call in calls:
-                txn.delete(call)
-            return len(calls)
+        def change(txn: Transaction) -> bool:
+            return forget_webhook(txn, self._own(txn, webhook_id))
 
-        def change(txn: Transaction) -> int:
-            txn.delete(self._own(txn, webhook_id))
-            return forget(txn)
+        def write() -> bool:
+            return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
 
-        # The webhook first: then no call can come in between.
-        found = self._catalog.write(change, actor=self._actor, request_id=self._request_id)
-        for _ in range(1, CALLS_FORGOTTEN_MAX // _BATCH):
-            if found < _BATCH:
-                break
-            found = self._catalog.write(forget, actor=self._actor, request_id=self._request_id)
+        is_gone = write()
+        with suppress(NotFound):  # the sweep may be there first
+            for _ in range(1, CALLS_FORGOTTEN_MAX // BATCH):
+                if is_gone:
+                    break
+                is_gone = write()
 
     def _own(self, snapshot: Snapshot, webhook_id: str) -> Webhook:
         webhook = own(snapshot, Webhook, self._tenant_id, webhook_id)
@@ -374,7 +372,7 @@ class ProvedCall:
         keep_us = self._remembered_us(txn.now_us)
         if left_us is not None:
             keep_us = min(left_us, keep_us)
-        key = OnceKey(_scope(webhook.webhook_id), self._proof.known_by, keep_us=keep_us)
+        key = OnceKey(webhook_scope(webhook.webhook_id), self._proof.known_by, keep_us=keep_us)
         if remembered(txn, webhook.tenant_id, key) is None:
             self._check_time(txn)
             self._check_open(txn, webhook)
@@ -468,11 +466,6 @@ class ProvedCall:
 def _base64_bytes(size: int) -> int:
     """Of so many bytes, with the quotes."""
     return 4 * ((size + 2) // 3) + 2
-
-
-def _scope(webhook_id: str) -> str:
-    """Under which the calls that came are remembered."""
-    return f"webhook:{webhook_id}"
 
 
 def _left_us(webhook: Webhook, now_us: int) -> int | None:

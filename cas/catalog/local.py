@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import os
 import threading
@@ -42,7 +41,7 @@ from cas.catalog.recovery import (
 from cas.catalog.snapshot import LmdbSnapshot
 from cas.clock import DAY_US, SECOND_US, Clock, read
 from cas.clock import Reading as TimeReading
-from cas.durable import Disk, is_temporary, opened
+from cas.durable import Disk, is_temporary, locked, opened
 from cas.errors import (
     CatalogClosed,
     CatalogError,
@@ -395,8 +394,7 @@ class LocalCatalog:
     def checkpoint(self) -> Position:
         """See `cas.catalog.Catalog.checkpoint`. One process at a time; others wait."""
         self._usable()
-        with opened(self._folders.checkpoints, os.O_RDONLY | os.O_DIRECTORY) as guard:
-            fcntl.flock(guard, fcntl.LOCK_EX)
+        with locked(self._folders.checkpoints, os.O_RDONLY | os.O_DIRECTORY):
             with self.inspect() as snapshot:
                 position = checkpoint_of(snapshot, self._folders, self._disk)
             self._prune()

@@ -21,10 +21,9 @@ place = Alone(Path(sys.argv[1]))
 assert place.take()
 """
 LOCK_THE_FILE = """
-import fcntl
-from cas.durable import opened
-file = opened(sys.argv[1], os.O_RDWR)
-fcntl.flock(file.__enter__(), fcntl.LOCK_EX)
+from cas.durable import locked
+file = locked(sys.argv[1], os.O_RDWR)
+file.__enter__()
 """
 # The child lives until its input ends.
 FORK = """
@@ -39,7 +38,7 @@ signal.pause()
 # While another thread opens the file: it is let go on when the fork has begun.
 OPEN_WHILE_FORKING = """
 import threading
-from cas.durable import opened
+from cas.durable import locked
 is_open, forking, over = threading.Event(), threading.Event(), threading.Event()
 kernel = os.open
 def slow(path, flags):
@@ -50,20 +49,22 @@ def slow(path, flags):
 os.open = slow
 os.register_at_fork(before=forking.set)
 def hold():
-    with opened(sys.argv[1]):
+    with locked(sys.argv[1]):
         over.wait()
 threading.Thread(target=hold, daemon=True).start()
 is_open.wait()
 """
 # The child's own file has the number that its parent's had.
 OPEN_IN_A_CHILD = """
-from cas.durable import opened
-outer, inner = opened(sys.argv[1]), opened(sys.argv[1])
-number = outer.__enter__()
+from cas.durable import locked
+outer, inner = locked(os.path.dirname(sys.argv[1])), locked(sys.argv[1])
+number = os.open(os.devnull, os.O_RDONLY)
+os.close(number)
+outer.__enter__()
 if os.fork() == 0:
-    assert inner.__enter__() == number
+    inner.__enter__()
     outer.__exit__(None, None, None)
-    os.fstat(number)
+    assert os.path.samestat(os.fstat(number), os.stat(sys.argv[1]))
     print(os.getpid(), flush=True)
     sys.stdin.read()
     inner.__exit__(None, None, None)

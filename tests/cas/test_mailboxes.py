@@ -17,6 +17,7 @@ from cas.mailboxes import Mailbox, read_mailbox
         ("ada@example.org", Mailbox("", "ada", "example.org")),
         (" <ada@example.org> ", Mailbox("", "ada", "example.org")),
         ("Ada Lovelace <ada.l+x@example.org>", Mailbox("Ada Lovelace", "ada.l+x", "example.org")),
+        (f"{'A' * 60} B <ada@example.org>", Mailbox("A" * 60 + " B", "ada", "example.org")),
         ('"Lovelace, Ada" <ada@example.org>', Mailbox("Lovelace, Ada", "ada", "example.org")),
         ("Löve <ada@exämple.org>", Mailbox("Löve", "ada", "xn--exmple-cua.org")),
         # Python's own codec makes other domains of these, with other owners.
@@ -41,8 +42,8 @@ def test_an_address_is_read(text: str, mailbox: Mailbox) -> None:
         "a@[127.0.0.1]", '"a b"@c', "a@b (c)", "a@b>", "<a@b", "a@b\nBcc: c@d", "a@b\r\n.\r\n",
         "a@b\0", "a\u202e@b", "Group: a@b;", "A <a@b> <c@d>", "a" * 65 + "@b", "a@" + "b" * 64,
         "a@" + ".".join(["b" * 60] * 5), "a@\u0301b.c", "a@ü-.c", "a@" + "ü" * 1000, "a@א1b.c",
-        "A" * 201 + " <a@b>", "=?utf-8?q?a=0d=0aX-Evil=3a_1?=@b.c", "=?utf-8?q?Ada?= <a@b.c>",
-        "a=?b@c.d", '"=?utf-8?q?Ada?=" <a@b.c>',
+        "A" * 201 + " <a@b>", "A" * 61 + " <a@b>", "=?utf-8?q?a=0d=0aX-Evil=3a_1?=@b.c",
+        "=?utf-8?q?Ada?= <a@b.c>", "a=?b@c.d", '"=?utf-8?q?Ada?=" <a@b.c>',
     ],
 )  # fmt: skip
 def test_what_is_no_one_address_is_refused(text: str) -> None:

@@ -7,12 +7,13 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cas.durable import Disk
+from cas.durable import Disk, locked
 from replicator.folder import FolderTarget
 from replicator.targets import (
     BytesDiffer,
@@ -237,7 +238,7 @@ def test_processes_that_compare_and_swap_lose_no_change(root: Path) -> None:
     put(target, "counter", b"0", if_absent=True)
     line = [sys.executable, "-c", _COUNT, str(root / "t")]
     processes = [subprocess.Popen(line) for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert [process.wait(200) for process in processes] == [0, 0, 0]
     assert read(target, "counter") == b"150"
 
 
@@ -247,6 +248,43 @@ def test_processes_that_begin_a_folder_together_share_its_lock(root: Path) -> No
     inode = (root / "t" / ".lock").stat().st_ino
     put(second, "l")
     assert (root / "t" / ".lock").stat().st_ino == inode
+
+
+def test_a_folder_that_hangs_holds_nothing_but_itself(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a network mount does whose server is gone, in any call of the system."""
+    hanging, other = (FolderTarget(name, root / name) for name in ("hanging", "other"))
+    put(hanging, "k", b"old")
+    lock = root / "hanging" / ".lock"
+    lock.unlink()
+    os.mkfifo(lock)  # to open it waits for who writes into it
+    system, is_opening, is_done = os.open, threading.Event(), threading.Event()
+
+    def told(path: str | Path, *how: int, **where: int) -> int:
+        if path == lock:
+            is_opening.set()
+        return system(path, *how, **where)
+
+    def others() -> None:
+        put(other, "k")
+        with locked(root):  # as COLLECT is
+            is_done.set()
+
+    monkeypatch.setattr(os, "open", told)
+    threads = [threading.Thread(target=put, args=(hanging, "k")), threading.Thread(target=others)]
+    try:
+        threads[0].start()
+        assert is_opening.wait(60)
+        threads[1].start()
+        assert is_done.wait(60)
+        assert read(hanging, "k") == b"old"
+    finally:
+        writer = system(lock, os.O_RDWR)
+        for thread in threads:
+            thread.join(60)
+        os.close(writer)
+    assert read(hanging, "k") == CONTENT
 
 
 # --- in parts

@@ -20,6 +20,7 @@ from cas.catalog.images import encode
 from cas.clock import DAY_US, HOUR_US, SECOND_US
 from cas.config import EventSettings, Settings, Size, StoreSettings
 from cas.dating import date_all
+from cas.endings import end
 from cas.errors import (
     BadSignature,
     InvalidName,
@@ -33,8 +34,19 @@ from cas.errors import (
     WebhookClosed,
 )
 from cas.events import NO_LIMIT, Room, append_event, claim, subscribe
+from cas.forgetting import BATCH
 from cas.once import OnceKey, step_key
-from cas.records import CANCELLED, KEY_BYTES, Event, Once, Run, Subscription, Webhook
+from cas.records import (
+    CANCELLED,
+    COMPLETED,
+    KEY_BYTES,
+    RUNNING,
+    Event,
+    Once,
+    Run,
+    Subscription,
+    Webhook,
+)
 from cas.repeats import QUIET_S, Repeats
 from cas.store import Store
 from cas.sweep import execute_sweep, plan_sweep
@@ -205,7 +217,7 @@ def test_webhooks_of_others_are_not_there(store: Store) -> None:
     for act in (other.get, other.remove):
         with pytest.raises(NotFound):
             act(webhook.webhook_id)
-    with pytest.raises(InvalidRequest, match="no such secret"):
+    with pytest.raises(InvalidRequest, match="`blobcask secret set github --tenant globex`"):
         other.register(GITHUB_CALL)
 
 
@@ -1095,25 +1107,70 @@ def test_a_removed_webhook_takes_no_calls(store: Store) -> None:
         webhooks(store).remove(webhook.webhook_id)
 
 
-def test_the_calls_of_a_removed_webhook_are_forgotten_with_it(store: Store) -> None:
-    webhook, other = (webhooks(store).register(GITHUB_CALL) for _ in range(2))
-    take(store, other, github(b"{}"))
+def called_often(store: Store, webhook: Webhook, calls: int) -> None:
+    """So many calls came."""
     take(store, webhook, github(b"{}"))
     (key,) = remembered(store, webhook)
-    more = CALLS_FORGOTTEN_MAX + 7
 
     def fill(txn: Transaction) -> None:
-        for number in range(1, more):
+        for number in range(1, calls):
             txn.insert(msgspec.structs.replace(key, name=f"sha256:{number}"))
 
     store.catalog.write(fill, actor="ann")
-    webhooks(store).remove(webhook.webhook_id)
-    # Not all at once: the others are over as any other key is.
-    left = remembered(store, webhook)
-    assert len(left) == more - CALLS_FORGOTTEN_MAX
-    assert all(one.expires_at is not None for one in left)
+
+
+def kept_bytes(store: Store) -> int:
+    with store.catalog.read() as snapshot:
+        return kept_of(snapshot, "acme")
+
+
+def test_the_calls_of_a_removed_webhook_are_forgotten_with_it(
+    store: Store, clock: HandClock
+) -> None:
+    own = webhooks(store)
+    webhook, other = (own.register(GITHUB_CALL) for _ in range(2))
+    take(store, other, github(b"{}"))
+    before = kept_bytes(store)
+    called_often(store, webhook, CALLS_FORGOTTEN_MAX + 7)
+    own.remove(webhook.webhook_id)
+    # Not all by one request: the sweep has the rest, and no call comes in between.
+    assert len(remembered(store, webhook)) == 7
+    with pytest.raises(WebhookClosed):
+        take(store, webhook, github(b"{}"))
+    swept(store, clock)
+    assert remembered(store, webhook) == []
+    with pytest.raises(NotFound):
+        own.get(webhook.webhook_id)
     assert len(remembered(store, other)) == 1
     assert len(events(store)) == 2
+    assert kept_bytes(store) == before + (before - KEY_BYTES)  # the event of the call
+    audit(store)
+
+
+@pytest.mark.parametrize("status", [CANCELLED, COMPLETED])
+def test_the_calls_of_a_webhook_are_forgotten_with_its_run(
+    store: Store, clock: HandClock, status: str
+) -> None:
+    """A run that is cancelled ends it at once; one that came to its own end, when it goes."""
+    run = Run(RUN, "acme", "x", RUNNING, START_US, "ann")
+    webhook, other = (webhooks(store).register(GITHUB_CALL) for _ in range(2))
+    called_often(store, webhook, 2 * BATCH)
+    called_often(store, other, BATCH + 7)
+    store.catalog.write(lambda txn: txn.insert(run), actor="ann")
+    clock.advance(SECOND_US)
+    over = msgspec.structs.replace(
+        run, status=status, open=None, ended_at=clock.time_us, forget_at=clock.time_us + HOUR_US
+    )
+    store.catalog.write(lambda txn: end(txn, over, KEEP_US), actor="ann")
+    swept(store, clock)
+    left = [len(remembered(store, one)) for one in (webhook, other)]
+    assert left == ([0, 0] if status == CANCELLED else [2 * BATCH, BATCH + 7])
+    clock.advance(HOUR_US)
+    swept(store, clock)
+    assert [remembered(store, one) for one in (webhook, other)] == [[], []]
+    with store.catalog.read() as snapshot:
+        assert [*snapshot.range(Webhook, ""), *snapshot.range(Run, "")] == []
+    audit(store)
 
 
 def test_a_webhook_of_a_run_that_ended_takes_no_calls(store: Store) -> None:
