@@ -285,10 +285,11 @@ class BlobDeleting(Conflict):
 
 
 class NoWaitingWorkflow(Conflict):
-    """An event came for which nothing waits, and it was not to be held."""
+    """An event came for which nothing waits, and it was not to be held. `others` says who waits
+    for its name all the same, and why the event is none for them."""
 
-    def __init__(self, event_name: str) -> None:
-        super().__init__("No workflow waiting for this event")
+    def __init__(self, event_name: str, others: str = "") -> None:
+        super().__init__(f"No workflow waiting for this event{others and f': {others}'}")
         self.event_name = event_name
 
 

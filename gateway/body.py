@@ -33,7 +33,7 @@ from gunicorn.http.body import LengthReader
 from gunicorn.http.unreader import SocketUnreader
 
 from cas.errors import BlobcaskError, InvalidRequest, TooLarge
-from gateway.room import Holder, Room
+from gateway.room import Holder, Place, Room
 
 GUNICORN_VERSION: Final = "27.0.1"  # the one whose insides are known here
 
@@ -53,8 +53,8 @@ HELD_BYTES_PER_S: Final = 16 << 10
 DRAIN_BYTES_MAX: Final = 64 * 1024
 # One read of the plain path: large enough that the calls cost nothing.
 _STEP_BYTES: Final = 256 * 1024
-# What a small body's sender gets before it has sent anything. Who has sent more gets as much
-# again: memory is for bytes that came, whatever was announced. What is above this takes room.
+# What a small body's sender gets before it has sent anything. Who has sent so much gets as much
+# again: memory is for bytes that came, whatever was announced. What is above the first takes room.
 _FIRST_BYTES: Final = 64 * 1024
 # Whose a body is before anybody has looked where it comes from.
 _NOBODY: Final = Holder("")
@@ -194,7 +194,7 @@ class RequestBody(io.RawIOBase):
         self._room = Room() if room is None else room
         # For whom it would take room. Whoever finds out who asks says so.
         self.whose = whose
-        self._taken: tuple[Holder, int] | None = None  # room, for whom and how many bytes
+        self._place: Place | None = None  # in the room
         self._plain = request.body
         reader = self._plain.reader
         self.length_bytes: int | None = reader.length if isinstance(reader, LengthReader) else None
@@ -226,28 +226,33 @@ class RequestBody(io.RawIOBase):
             count = self._receive(view) if self._direct else self._copy(view)
         except BaseException:
             self._fail()
+            self._end_of_patience()
             raise
         self.received_bytes += count
         if count == 0 or self.received_bytes == self.length_bytes:
             self.ended = True
+            if self._place is not None and not self._room.keep(self._place):
+                self._request.force_close()  # nothing more can be read there
         self.on_received(count)
         return count
 
     def hold(self, size_bytes: int, of_bytes: int) -> None:
         """So many bytes of it, `of_bytes` at most in the end, are about to be held in memory,
-        until `let_go`; raises NoRoom."""
+        until `let_go`; raises NoRoom, and BodyTooSlow where it has given way to others."""
         self._unreader.pace.must_end(of_bytes)
-        whose, taken_bytes = self._taken or (self.whose, 0)
         wanted_bytes = size_bytes - _FIRST_BYTES
-        if wanted_bytes > taken_bytes:
-            self._room.take(whose, wanted_bytes - taken_bytes)
-            self._taken = whose, wanted_bytes
+        if wanted_bytes <= 0:
+            return
+        if self._place is None:
+            self._place = Place(self.whose, self._stop_reading)
+        self._end_of_patience()
+        self._room.take(self._place, wanted_bytes - self._place.size_bytes)
 
     def let_go(self) -> None:
         """Nothing of it is held any more."""
-        if self._taken is not None:
-            self._room.give_back(*self._taken)
-            self._taken = None
+        if self._place is not None:
+            self._room.give_back(self._place)
+            self._place = None
 
     def settle(self) -> None:
         """Decide, before the answer goes out, whether the connection can live on: a rest
@@ -270,6 +275,18 @@ class RequestBody(io.RawIOBase):
             raise BodyTruncated(0, self.length_bytes) from None
         if sent < len(_CONTINUE):
             raise BodyTooSlow(0)
+
+    def _stop_reading(self) -> None:
+        """Wake the thread that waits for more of it: for the kernel this is the end of what
+        comes, and an answer can still be sent."""
+        with suppress(OSError):
+            self._unreader.sock.shutdown(socket.SHUT_RD)
+
+    def _end_of_patience(self) -> None:
+        """Raise BodyTooSlow where it gives way to others."""
+        if self._place is not None and self._place.left is not None:
+            self._fail()
+            raise BodyTooSlow(self.received_bytes) from None
 
     def _fail(self) -> None:
         self.failed = True
@@ -341,7 +358,8 @@ def read_small(environ: Mapping[str, Any], limit_bytes: int) -> bytes:
     """The whole body of a request that must be small; raises TooLarge, BodyTruncated,
     BodyTooSlow and NoRoom.
 
-    The memory of who has not sent all of it yet is about twice what came, and 64 KiB.
+    The memory of who has not sent all of it yet is about what came, and 64 KiB. One that gives
+    way to others meanwhile (`gateway.room`) is too slow.
     """
     body = body_of(environ)
     length_bytes = body.length_bytes
@@ -352,7 +370,7 @@ def read_small(environ: Mapping[str, Any], limit_bytes: int) -> bytes:
     held, size = bytearray(), 0
     while size < end:
         if size == len(held):
-            more = min(max(size, _FIRST_BYTES), end - size)
+            more = min(_FIRST_BYTES, end - size)
             body.hold(size + more, end)
             held += bytes(more)
         with memoryview(held) as view, view[size:] as room:

@@ -346,10 +346,11 @@ def _answer(
 ) -> None:
     row = _row(error)
     req.context.code = row.code
+    req.context.told = isinstance(error, NoRoom)  # by the room, of many in one line
     facts = {_FACT_NAMES.get(name, name): _fact(name, getattr(error, name)) for name in row.facts}
     if row.status == 500:
         log.error("fault in %s", request_line(req), exc_info=error)
-    elif row.status > 500 and not isinstance(error, NoRoom):  # the room tells of it
+    elif row.status > 500 and not req.context.told:
         log.warning("%s: %s", request_line(req), error)
     _write(req, resp, row.status, row.code, row.title, row.detail or str(error), facts)
     if row.status == 401:

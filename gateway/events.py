@@ -1,16 +1,18 @@
 """Events: posting one to the workflows that wait for it, and waiting for one by long-poll.
 
-    POST /api/v1/events/{tenant_id}         given to all that wait, or held, or refused
-    GET  /api/v1/events/{tenant_id}/wait    answered when the event comes, or the time is over
+    POST   /api/v1/events/{tenant_id}         given to all that wait, or held, or refused
+    GET    /api/v1/events/{tenant_id}/wait    answered when the event comes, or the time is over
+    DELETE /api/v1/events/{tenant_id}/wait    the waiter has its answer, or wants none any more
 
-Both need a bearer token of that very tenant; to any other token there is nothing here
+All need a bearer token of that very tenant; to any other token there is nothing here
 (invariant 9). Who may post may not wait for that alone: a payment system posts, and has no
 business with what approvals and webhooks say. The gateway runs no workflow: it records the
 event, which wakes who waits.
 
 A waiter may have a name of its own. What is recorded is the wait of that name, not the request:
 it outlives a lost connection by LINGER_S, so that who asks again by the same name misses
-nothing, and is told the same event again where the first answer was lost. One without a name
+nothing, and is told the same event again where the first answer was lost, until it says that it
+has it: then the name is free for the next. One without a name
 ends with its request, and leaves nothing behind when it was in vain; not for long, either, where
 the process is killed that held it.
 """
@@ -179,8 +181,9 @@ class EventsResource:
                 "waiter",
                 "A name of the client's choice for this one wait. Who asks again by it goes on "
                 f"with the same wait, up to {LINGER_S} s after the last poll, and is answered "
-                "the same event. Without, nothing is left of the wait after a timeout, and what "
-                "comes between two polls is missed, unless it is held.",
+                "the same event, until the wait is ended (DELETE). Without, nothing is left of the "
+                "wait after a timeout, and what comes between two polls is missed, unless it is "
+                "held.",
             ),
             Parameter(
                 "linger",
@@ -228,13 +231,40 @@ class EventsResource:
             claimed = self._end(req, parked)
         forms.answer(resp, _waited(parked.kept, claimed))
 
+    @operation(
+        Right.BEARER,
+        name="endWait",
+        parameters=[
+            Parameter("waiter", "The name that was waited under.", required=True),
+            Parameter(
+                "event_id",
+                "The event that it was told: the wait is ended only where this is what it came "
+                "to. Give it, and to ask for this once more, however late, is harmless also "
+                "where the name waits again.",
+            ),
+            Parameter("run", "As the wait has it."),
+        ],
+        replies={204: Reply("There is no such wait, whether there was one or not.")},
+        refuses=[InvalidRequest, InvalidName, NotFound, PermissionMissing],
+    )
+    def on_delete_wait(self, req: falcon.Request, resp: falcon.Response, tenant_id: str) -> None:
+        """End the wait of a waiter, which has its event or wants none any more.
+
+        It needs what waiting needs. What the waiter was told is kept for nobody else, counts no
+        more, and the name may wait for another event. Of a wait that goes on, and of one that
+        was not told its event yet, a held event is there for others.
+        """
+        caller, run = self._waiting_caller(req, tenant_id)
+        waiter = req.get_param("waiter")
+        if not waiter:
+            raise InvalidRequest("waiter", "say whose wait is to end")
+        events = self._door.events(caller, req.context.request_id)
+        events.end(run, f"{CLIENT_STEP}{check_name(waiter)}", req.get_param("event_id"))
+        resp.status = 204
+
     def _begin(self, req: falcon.Request, tenant_id: str) -> tuple[Claimed | None, Parked]:
         """Begin the wait, or go on with it, in this thread where it cannot be parked."""
-        caller = self._caller(req, tenant_id)
-        caller.need(WAIT_EVENTS)
-        run = req.get_param("run", default=DIRECT_RUN)
-        if run != DIRECT_RUN:  # what its approvals and webhooks say is not for everybody
-            caller.need(MANAGE_WORKFLOWS)
+        caller, run = self._waiting_caller(req, tenant_id)
         event_name = req.get_param("event_name")
         if not event_name:
             raise InvalidRequest("event_name", "say what is waited for")
@@ -285,6 +315,15 @@ class EventsResource:
         events = self._door.events(poll.caller, req.context.request_id)
         return _look(events, poll, last=True, gone=parked.gone)
 
+    def _waiting_caller(self, req: falcon.Request, tenant_id: str) -> tuple[Caller, str]:
+        """Who may wait here, and the run whose events are meant."""
+        caller = self._caller(req, tenant_id)
+        caller.need(WAIT_EVENTS)
+        run = req.get_param("run", default=DIRECT_RUN)
+        if run != DIRECT_RUN:  # what its approvals and webhooks say is not for everybody
+            caller.need(MANAGE_WORKFLOWS)
+        return caller, run
+
     def _caller(self, req: falcon.Request, tenant_id: str) -> Caller:
         caller = self._tokens.caller(req)
         if caller.tenant_id != tenant_id:
@@ -306,12 +345,12 @@ class EventsResource:
 def _look(events: Events, poll: _Poll, *, last: bool, gone: bool = False) -> Claimed | None:
     """What a wait came to. The last time, nothing is left of one that nobody can ask for; where
     its client is `gone`, a held event is there for others again."""
-    if poll.named or not last:
-        return events.claim(poll.subscription_id)
-    end = events.leave if gone else events.conclude
+    look = events.claim
+    if last and not poll.named:
+        look = events.leave if gone else events.conclude
     try:
-        return end(poll.subscription_id)
-    except NotFound:  # forgotten, since it took minutes to get here
+        return look(poll.subscription_id)
+    except NotFound:  # ended meanwhile, or forgotten, since it took minutes to get here
         return None
 
 

@@ -116,6 +116,11 @@ class Answered:
         self.bytes_out = 0 if resp is None else self._sent(resp)
 
     @property
+    def told(self) -> bool:
+        """Whether the log tells of it anyhow, however often it comes: see `gateway.errors`."""
+        return self.req is not None and bool(self.req.context.get("told"))
+
+    @property
     def route(self) -> str:
         """The template of the route; "none" where no route was met."""
         template = self.req.uri_template if self.req else None
@@ -139,7 +144,7 @@ class RequestLog:
 
     def write(self, answered: Answered) -> None:
         """Log one request, and end its being the one at hand."""
-        failed = answered.status >= 500 or not answered.status
+        failed = (answered.status >= 500 and not answered.told) or not answered.status
         if self._wanted == "all" or (failed and self._wanted == "errors"):
             level = logging.ERROR if failed else logging.INFO
             _requests.log(level, "request", extra={"facts": self._facts(answered)})

@@ -4,6 +4,13 @@ Such a body lies in memory until its request is answered, and its sender says wh
 end. So that a crowd of slow ones costs no more than a few, what all of them hold together has a
 limit, and nobody may take more than half of it. All who have shown no token share one half, of
 which an address has half: however many addresses somebody has, tenants have the other one.
+
+Strangers who may send (the calls of webhooks) and those who only fill the room look alike, but the
+former come to their end. So where strangers, or one of their addresses, have all that they may
+have, the body of theirs that has been arriving for longest gives way to the next. A tenant at its
+half is refused: its crowd is its own, and of slow ones that end each other none would arrive. Where
+everything is taken, who holds most gives way to who holds less; all strangers are one of these.
+What has come whole stays until it is answered.
 """
 
 from __future__ import annotations
@@ -11,10 +18,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Final, NamedTuple, final
 
 from cas.errors import BlobcaskError
 from cas.repeats import Repeats
+from gateway.pool import outside_slot
 
 log = logging.getLogger("blobcask.gateway")
 
@@ -36,6 +45,20 @@ class Holder(NamedTuple):
 
 
 @final
+class Place:
+    """What one body takes of a room; the room alone changes it."""
+
+    def __init__(self, whose: Holder, end: Callable[[], None]) -> None:
+        """`end` has the body end soon, which gives the place back then; it neither waits nor
+        raises, and is called in any thread, but only while the place is taken."""
+        self.whose = whose
+        self.end = end
+        self.size_bytes = 0
+        # Where it was told to give way: set when it has, or need not any more.
+        self.left: threading.Event | None = None
+
+
+@final
 class Room:
     """The bytes that are held, by whose they are. Safe for threads."""
 
@@ -45,46 +68,111 @@ class Room:
         self._bytes_max = bytes_max
         self._complaints = complaints or Repeats()
         self._lock = threading.Lock()
-        self._held: Counter[Holder] = Counter()
-        self._strangers_bytes = 0
+        self._held: Counter[Holder | None] = Counter()  # None: by all addresses together
+        # That have not come whole, the one that has been arriving for longest first.
+        self._arriving: dict[Place, None] = {}
         self.held_bytes = 0  # of all together
 
-    def take(self, whose: Holder, count: int) -> None:
-        """Hold so many more bytes; raises NoRoom, and takes none."""
+    def take(self, place: Place, count: int) -> None:
+        """Hold so many more bytes of this body; raises NoRoom, and takes none. Waits, outside
+        the working slot, for the end of others that give way to it."""
+        while (left := self._take_or_wait(place, count)) is not None:
+            with outside_slot():  # the other one's thread may need it, to leave
+                left.wait()
+
+    def keep(self, place: Place) -> bool:
+        """All of this body has come: it does not give way any more. False where it was told to
+        before, and its `end` was called."""
         with self._lock:
-            if not self._has_room(whose, count):
-                self._complain(whose)
+            return not self._settle(place)
+
+    def give_back(self, place: Place) -> None:
+        """This body is held no more."""
+        with self._lock:
+            self._count(place, -place.size_bytes)
+            self._settle(place)
+
+    def _take_or_wait(self, place: Place, count: int) -> threading.Event | None:
+        """None where the bytes are taken; else what is set when there may be room for them."""
+        with self._lock:
+            whose = self._full_with(place.whose, count)
+            if whose is None:
+                self._count(place, count)
+                self._arriving[place] = None
+                return None
+            # Who gives way itself waits for nobody: so no two ever wait for each other.
+            left = None if place.left is not None else self._make_way(place, whose)
+            if left is None:
+                self._complain("there is no room for more of", "were refused", place)
                 raise NoRoom
-            self._count(whose, count)
+            return left
 
-    def give_back(self, whose: Holder, count: int) -> None:
-        """So many of its bytes are held no more."""
-        with self._lock:
-            self._count(whose, -count)
-
-    def _has_room(self, whose: Holder, count: int) -> bool:
+    def _full_with(self, whose: Holder, count: int) -> Callable[[Holder], bool] | None:
+        """Whose bodies may give way to so many more bytes of this one; None where there is room
+        for them."""
         half_bytes = self._bytes_max // 2
-        if self.held_bytes + count > self._bytes_max:
-            return False
-        if whose.is_believed:
-            return self._held[whose] + count <= half_bytes
-        return (
-            self._strangers_bytes + count <= half_bytes
-            and self._held[whose] + count <= half_bytes // 2
-        )
+        party = _party(whose)
+        wanted_bytes = self._held[party] + count
+        if whose.is_believed and wanted_bytes > half_bytes:
+            return lambda _other: False
+        if not whose.is_believed and self._held[whose] + count > half_bytes // 2:
+            return lambda other: other == whose
+        if wanted_bytes > half_bytes:
+            return lambda other: not other.is_believed
+        if self.held_bytes + count <= self._bytes_max:
+            return None
+        parties = {_party(other.whose) for other in self._arriving}
+        most = max(parties, key=self._held.__getitem__, default=party)
+        if self._held[most] <= wanted_bytes:
+            most = party
+        if most == whose:  # a tenant's own: see above
+            return lambda _other: False
+        return lambda other: _party(other) == most
 
-    def _count(self, whose: Holder, count: int) -> None:
+    def _make_way(self, place: Place, whose: Callable[[Holder], bool]) -> threading.Event | None:
+        """Have the body end that has been arriving for longest, of those that are not told to
+        yet; None where it would be this one itself, and nobody is about to leave."""
+        left = None
+        for other in self._arriving:
+            if not whose(other.whose):
+                continue
+            if other is place:
+                break
+            if other.left is None:
+                other.left = threading.Event()
+                other.end()
+                self._complain("others need the room of", "gave way", other)
+                return other.left
+            left = other.left
+        return left
+
+    def _settle(self, place: Place) -> bool:
+        """It gives way no more; whether it was told to."""
+        self._arriving.pop(place, None)
+        left, place.left = place.left, None
+        if left is not None:
+            left.set()
+        return left is not None
+
+    def _count(self, place: Place, count: int) -> None:
+        place.size_bytes += count
         self.held_bytes += count
-        self._strangers_bytes += 0 if whose.is_believed else count
-        self._held[whose] += count
-        if not self._held[whose]:
-            del self._held[whose]
+        for whose in {place.whose, _party(place.whose)}:
+            self._held[whose] += count
+            if not self._held[whose]:
+                del self._held[whose]
 
-    def _complain(self, whose: Holder) -> None:
+    def _complain(self, why: str, what: str, place: Place) -> None:
         # One line a minute, whoever asks for more: it must not fill the log too.
-        if count := self._complaints.note("no room"):
+        if count := self._complaints.note(what):
             log.warning(
-                "no room for more of the body of %r: %d of %d bytes are held, %d for addresses; "
-                "%d bodies were refused since the last such line",
-                whose.name, self.held_bytes, self._bytes_max, self._strangers_bytes, count,
+                "%s the body of %r: %d of %d bytes are held, %d for addresses; "
+                "%d bodies %s since the last such line",
+                why, place.whose.name, self.held_bytes, self._bytes_max, self._held[None],
+                count, what,
             )  # fmt: skip
+
+
+def _party(whose: Holder) -> Holder | None:
+    """With whom it has a share of the whole: a tenant for itself, all strangers together."""
+    return whose if whose.is_believed else None

@@ -15,6 +15,8 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
 from typing import Any, Final, final
 
 import msgspec
@@ -24,7 +26,7 @@ from cas.catalog import Snapshot, Transaction
 from cas.catalog.local import LocalCatalog
 from cas.clock import SECOND_US
 from cas.config import EventSettings
-from cas.errors import CatalogClosed, InvalidRequest, NotFound, TooLarge
+from cas.errors import CatalogClosed, InvalidRequest, NotFound, NoWaitingWorkflow, TooLarge
 from cas.events import NO_LIMIT, Room
 from cas.once import OnceKey, once
 from cas.records import NAMELESS_STEP, Event, Subscription
@@ -34,6 +36,7 @@ from workflows.watcher import Watcher
 
 STEP_CHARS_MAX: Final = 400
 _TIMEOUT_US_MAX: Final = 10 * 366 * 24 * 3600 * SECOND_US
+_OTHERS_TOLD: Final = 100  # waits that an event misses; so many are read to tell of them
 
 
 @final
@@ -132,7 +135,38 @@ class Events:
             result, _ = once(txn, self._tenant_id, key, act, room=self._room)
             return Emitted(*msgspec.json.decode(result, type=tuple[str, int]))
 
-        return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
+        try:
+            return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
+        except NoWaitingWorkflow:
+            raise NoWaitingWorkflow(event_name, self._others(event_name, correlation_key)) from None
+
+    def _others(self, event_name: str, correlation_key: str | None) -> str:
+        """Who waits for the name without the key, in words: a key that one side forgot is the
+        usual reason that nobody does. Of a long name it may find nobody."""
+        tenant_id, now_us = self._tenant_id, self._catalog.time().at_us
+        keyless = events.topic(tenant_id, event_name, None)
+        # Those with keys come side by side, after the one that is before all others.
+        first_key = events.topic(tenant_id, event_name, " ")
+        with self._catalog.read() as snapshot:
+            about = partial(snapshot.range, Subscription, "waiting", limit=_OTHERS_TOLD)
+            without = about((keyless,), after=(now_us,)) if correlation_key else []
+            beside = about(after=(first_key,))
+        keyed = takewhile(
+            lambda wait: (
+                (wait.tenant_id, wait.event_name) == (tenant_id, event_name)
+                and wait.correlation_key is not None
+            ),
+            beside,
+        )
+        another = "another" if correlation_key else "a"
+        told = [
+            _count(len(without), "without a correlation key"),
+            _count(
+                sum(not events.is_over(wait, now_us) for wait in keyed),
+                f"with {another} correlation key",
+            ),
+        ]
+        return ", ".join(filter(None, told))
 
     def subscribe(
         self,
@@ -303,6 +337,23 @@ class Events:
 
         self._catalog.write(change, actor=self._actor, request_id=self._request_id)
 
+    def end(self, run: str, step: str, event_id: str | None = None) -> None:
+        """Forget the wait of a step, where there is one; durable on return. An event that it has
+        claimed goes with it, unless others have it or may have it; one that it has not is there
+        for others again.
+
+        With an `event_id` only where that is what it was given: so who ends it late, or once
+        more, ends no wait that has begun under the same name since. Raises InvalidName.
+        """
+        wait_id = events.subscription_id(self._tenant_id, check_segment(run, "run"), step)
+
+        def change(txn: Transaction) -> None:
+            wait = txn.get(Subscription, wait_id)
+            if wait is not None and event_id in (None, wait.event_id):
+                events.drop(txn, wait)
+
+        self._catalog.write(change, actor=self._actor, request_id=self._request_id)
+
     def _own(self, snapshot: Snapshot, subscription_id: str) -> Subscription:
         wait = snapshot.get(Subscription, subscription_id)
         if wait is None or wait.tenant_id != self._tenant_id:
@@ -317,3 +368,11 @@ class Events:
         if event is None:  # the sweep keeps what a wait was given for as long as the wait
             raise NotFound("event", wait.event_id)
         return Claimed(wait, event)
+
+
+def _count(waits: int, how: str) -> str:
+    """So many, in words; "" for none."""
+    if not waits:
+        return ""
+    number = f"{waits} or more" if waits >= _OTHERS_TOLD else str(waits)
+    return f"{number} {'waits' if waits == 1 else 'wait'} for this name {how}"

@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 import time
 import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, final
 from urllib.parse import quote
 
+import httpx
+
+from cas.errors import BlobcaskError
 from cas.once import OnceKey
 from cas.references import DIRECT_RUN
 from cas.remote.idempotency import once_header
@@ -63,8 +68,9 @@ class RemoteEvents:
 
         The answer's `status` is "delivered" or "timeout"; that may come early, where a workflow
         comes to wait with the same correlation key. Under the name of a `waiter` the same wait
-        is found again, and the same event, by a process that takes over. Another `run` than
-        "direct" needs the permission manage_workflows.
+        is found again, and the same event, by a process that takes over, until `end_wait`.
+        Without one nothing is kept for later there. Another `run` than "direct" needs the
+        permission manage_workflows.
 
         Raises SubscriptionTaken, TooManyKept, InvalidRequest, AccessDenied, ServerUnreachable.
         """
@@ -72,9 +78,33 @@ class RemoteEvents:
         params: dict[str, str | int | None] = {
             "event_name": event_name,
             "correlation_key": correlation_key,
-            "run": None if run == DIRECT_RUN else run,
+            "run": _unless_direct(run),
             "waiter": waiter or uuid.uuid4().hex,
         }
+        form = self._poll_until_answered(params, ends_at)
+        if waiter is None and form["status"] == "delivered":
+            # Nobody else knows the name. Tried once: the event is here, and what is not ended now
+            # is so after `[events] keep`.
+            with suppress(BlobcaskError, httpx.TransportError):
+                self._end(self._wire.once, form["waiter"], form["event_id"], run)
+        return form
+
+    def end_wait(self, waiter: str, event_id: str | None = None, *, run: str = DIRECT_RUN) -> None:
+        """Have the server forget what this waiter was told, which is kept there for who asks
+        again: its name may wait for the next event then. Ends a wait that goes on, too.
+
+        With the `event_id` that it was told, only where this is what the wait came to. Nothing
+        happens where there is no such wait. Raises InvalidName, AccessDenied, ServerUnreachable.
+        """
+        self._end(self._wire.ask, waiter, event_id, run)
+
+    def _end(self, ask: Callable[..., object], waiter: str, event_id: str | None, run: str) -> None:
+        named = {"waiter": waiter, "event_id": event_id, "run": _unless_direct(run)}
+        ask("DELETE", f"{self._path}/wait", params=named)
+
+    def _poll_until_answered(
+        self, params: dict[str, str | int | None], ends_at: float | None
+    ) -> JSON:
         while True:
             left_s = _POLL_S_MAX if ends_at is None else max(0.0, ends_at - time.monotonic())
             # In whole seconds, as the server counts them, and never too short. It may give up
@@ -86,3 +116,7 @@ class RemoteEvents:
             form = self._wire.form("GET", f"{self._path}/wait", params=params)
             if form["status"] != "timeout" or not left_s:
                 return form
+
+
+def _unless_direct(run: str) -> str | None:
+    return None if run == DIRECT_RUN else run

@@ -219,7 +219,7 @@ _ERRORS: Final[Mapping[str, Callable[[JSON, str], BlobcaskError]]] = {
     "held": lambda form, text: errors.Held(str(form.get("reference", "the file"))),
     "idempotency_key_reused": lambda form, text: errors.KeyReused("of this request"),
     "no_waiting_workflow": lambda form, text: errors.NoWaitingWorkflow(
-        str(form.get("event_name", ""))
+        str(form.get("event_name", "")), text.partition(": ")[2]
     ),
     "subscription_taken": lambda form, text: errors.SubscriptionTaken("this event", "given"),
     "approval_closed": lambda form, text: errors.ApprovalClosed(

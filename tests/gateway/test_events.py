@@ -80,10 +80,13 @@ def test_an_event_for_which_nothing_waits_is_refused_and_not_kept(served: Served
 
 @pytest.mark.parametrize("key", ["&correlation_key=other", ""])
 def test_another_key_is_another_event(served: Served, key: str) -> None:
-    begin(served, f"keyed{len(key)}", "keyed", key)
-    assert refused(
-        post(served, f"keyed{len(key)}", correlation_key="mine"), 404, "NO_WAITING_WORKFLOW"
-    )
+    name = f"keyed{len(key)}"
+    assert begin(served, name, name, key).form["status"] == "timeout"
+    answer = post(served, name, correlation_key="mine")
+    assert refused(answer, 404, "NO_WAITING_WORKFLOW")
+    how = "with another" if key else "without a"
+    told = f"No workflow waiting for this event: 1 waits for this name {how} correlation key"
+    assert answer.form["message"] == told
 
 
 def test_without_a_key_all_that_wait_get_it(served: Served) -> None:
@@ -267,6 +270,60 @@ def test_what_is_kept_for_a_tenant_has_a_limit_and_so_have_its_waiters(tmp_path:
             assert refused(answer, 429, "TOO_MANY_KEPT")
             assert set(answer.form) == {"status", "code", "message", "limit_bytes"}
         assert begin(server, "kept", "one").form == told
+
+
+def end(served: Served, waiter: str, more: str = "", token: str | None = None) -> Answer:
+    url = f"{HERE}/wait?waiter={quote(waiter)}{more}"
+    return served.ask("DELETE", url, token=token or served.admin)
+
+
+def test_a_waiter_that_says_it_has_its_event_waits_for_any_number_of_them(tmp_path: Any) -> None:
+    """Under one name, or under a new one each time: what it has counts no more."""
+    with serving(tmp_path, LIMITS__TENANT_KEPT_EVENTS="2KiB") as server:
+        for number in range(8):
+            waiter = "one" if number % 2 else f"w{number}"
+            posted = post(server, "job", {"n": number, "x": "x" * 600}, hold=True)
+            assert posted.status == 200
+            told = begin(server, "job", waiter).form
+            assert (told["event_id"], told["payload"]["n"]) == (posted.form["event_id"], number)
+            assert end(server, waiter, f"&event_id={told['event_id']}").status == 204
+
+
+def test_ending_a_wait_once_more_is_harmless(served: Served) -> None:
+    events = [post(served, "turns", {"n": n}, hold=True).form["event_id"] for n in range(2)]
+    assert begin(served, "turns", "turner").form["event_id"] == events[0]
+    for _ in range(3):
+        assert end(served, "turner", f"&event_id={events[0]}").status == 204
+        assert begin(served, "turns", "turner").form["event_id"] == events[1]
+    for _ in range(2):
+        assert end(served, "turner").status == 204
+
+
+def test_an_ended_wait_takes_no_event_from_others(served: Served) -> None:
+    begin(served, "left", "leaver", "&correlation_key=k")
+    ended = end(served, "leaver")
+    assert (ended.status, ended.body) == (204, b"")
+    assert begin(served, "left", "heir", "&correlation_key=k").status == 200
+    assert post(served, "left", correlation_key="k").form["delivered_to"] == 1
+    never = end(served, "never heard of")
+    assert (never.status, never.body) == (ended.status, ended.body)
+    assert set(never.headers) == set(ended.headers)
+
+
+def test_who_may_not_wait_ends_no_wait(served: Served) -> None:
+    posted = post(served, "mine", hold=True).form["event_id"]
+    assert begin(served, "mine", "me").form["event_id"] == posted
+    theirs = served.token("wait_events", tenant="theirs")
+    for waiter in ("me", "nobody"):
+        assert refused(end(served, waiter, token=theirs), 404, "NOT_FOUND")
+    may_emit, may_wait = served.token("emit_events"), served.token("wait_events")
+    assert refused(end(served, "me", token=may_emit), 403, "PERMISSION_MISSING")
+    assert refused(end(served, "me", "&run=run-1", may_wait), 403, "PERMISSION_MISSING")
+    assert begin(served, "mine", "me").form["event_id"] == posted
+    assert end(served, "me", token=may_wait).status == 204
+    for query in ("", "?waiter=", "?waiter=a%2Fb"):
+        answer = served.ask("DELETE", f"{HERE}/wait{query}", token=served.admin)
+        assert answer.status == 400
 
 
 def test_the_log_and_the_journal_say_who_posted(served: Served) -> None:

@@ -356,6 +356,17 @@ class EventModel(RuleBasedStateMachine):
         with pytest.raises(NotFound):
             self.door.claim(wait.wait_id)
 
+    @rule(data=st.data(), by_event=st.booleans(), late=st.booleans())
+    def end(self, data: st.DataObject, by_event: bool, late: bool) -> None:
+        """By its name: of what it was told, or whatever it came to."""
+        if not self.waits:
+            return
+        wait = self.waits[data.draw(st.sampled_from(sorted(self.waits)))]
+        event_id = "another" if late else wait.event
+        self.door.end(wait.run, wait.step, event_id if by_event else None)
+        if not (by_event and late):
+            self.dropped(wait)
+
     # --- what comes between
 
     @rule(by_us=passing)

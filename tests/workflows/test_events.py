@@ -180,6 +180,45 @@ def test_nobody_waits(store: Store, of: Of) -> None:
     assert all_events(store) == []
 
 
+def missed(events: Events, key: str | None) -> str:
+    with pytest.raises(NoWaitingWorkflow) as nobody:
+        events.emit("paid", 1, key)
+    return str(nobody.value)
+
+
+def test_who_waits_with_another_key_or_none_is_told_of(of: Of) -> None:
+    events, plain = of("acme"), "No workflow waiting for this event"
+    of("other").subscribe("run-1", "a", "paid", "order_1")
+    of("other").subscribe("run-1", "b", "paid")
+    events.subscribe("run-1", "other", "paid.not")
+    assert (missed(events, None), missed(events, "order_1")) == (plain, plain)
+    for key in ("order_2", "zzz"):
+        events.subscribe("run-1", key, "paid", key)
+    assert missed(events, None) == f"{plain}: 2 wait for this name with a correlation key"
+    assert missed(events, "no") == f"{plain}: 2 wait for this name with another correlation key"
+    events.subscribe("run-1", "b", "paid")
+    one = "1 waits for this name without a correlation key"
+    two = "2 wait for this name with another correlation key"
+    assert missed(events, "no") == f"{plain}: {one}, {two}"
+
+
+def test_who_waited_long_enough_is_not_told_of(of: Of, clock: HandClock) -> None:
+    events = of("acme")
+    for step, key in (("a", None), ("b", "order_1")):
+        events.subscribe("run-1", step, "paid", key, 1_000_000)
+    clock.advance(2_000_000)
+    assert missed(events, "no") == "No workflow waiting for this event"
+
+
+def test_of_very_many_that_wait_some_are_told_of(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.events._OTHERS_TOLD", 3)
+    for number in range(5):
+        events.subscribe("run-1", f"a{number}", "paid")
+    assert "3 or more wait for this name without" in missed(events, "no")
+
+
 def test_what_is_refused(store: Store, events: Events) -> None:
     events.subscribe("run-1", "a", "paid")
     position = store.catalog.position()
@@ -397,6 +436,57 @@ def test_a_cancelled_wait_wakes_who_waits_for_it(events: Events, store: Store) -
             claiming.result(PATIENCE_S)
     with pytest.raises(NotFound):
         events.cancel(wait.subscription_id)
+
+
+def test_an_ended_wait_frees_its_name_and_what_nobody_else_was_told(
+    events: Events, store: Store
+) -> None:
+    def told(step: str) -> str:
+        wait = events.subscribe("direct", step, "job", timeout_us=0, renew=True)
+        claimed = events.claim(wait.subscription_id)
+        assert claimed is not None
+        assert claimed.event is not None
+        return claimed.event.event_id
+
+    posted = [events.emit("job", n, hold_us=HOUR_US).event_id for n in range(2)]
+    assert told("waiter:me") == posted[0]
+    events.end("direct", "waiter:me", posted[0])
+    assert [event.event_id for event in all_events(store)] == posted[1:]
+    assert told("waiter:me") == posted[1]
+    # Once more, late: the wait that has begun under this name since is not meant.
+    events.end("direct", "waiter:me", posted[0])
+    assert told("waiter:me") == posted[1]
+    for _ in range(2):
+        events.end("direct", "waiter:me")
+    events.end("direct", "waiter:unknown")
+    assert all_events(store) == []
+
+
+def test_of_an_ended_wait_others_have_what_it_did_not_claim_and_what_they_were_told(
+    events: Events, of: Of, store: Store
+) -> None:
+    for step in ("waiter:me", "waiter:you"):
+        events.subscribe("direct", step, "news")
+    events.emit("news", 1)
+    yours = events.subscribe("direct", "waiter:you", "news")
+    assert events.claim(yours.subscription_id) is not None
+    events.end("direct", "waiter:you")
+    mine = events.subscribe("direct", "waiter:me", "news")
+    claimed = events.claim(mine.subscription_id)
+    assert claimed is not None
+    assert claimed.payload == 1
+    of("other").end("direct", "waiter:me")
+    assert events.claim(mine.subscription_id) == claimed
+
+    events.subscribe("direct", "waiter:given", "job")
+    held = events.emit("job", 1, hold_us=HOUR_US)
+    assert held.delivered_to == 1
+    events.end("direct", "waiter:given")
+    assert events.subscribe("direct", "waiter:next", "job").event_id == held.event_id
+    events.subscribe("direct", "waiter:open", "later", "k")
+    events.end("direct", "waiter:open")
+    with pytest.raises(NoWaitingWorkflow):
+        events.emit("later", 1, "k")
 
 
 def test_closing_wakes_all_who_wait(events: Events, store: Store, watcher: Watcher) -> None:

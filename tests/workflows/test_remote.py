@@ -89,9 +89,33 @@ def test_an_event_between_two_polls_is_not_missed(store: RemoteStore, served: Se
     assert (first["payload"], first["event_id"]) == (7, again["event_id"])
 
 
+def test_a_waiter_that_has_its_event_waits_for_the_next(store: RemoteStore) -> None:
+    name, waiter = unique("job"), unique("worker")
+    events = store.events()
+    for number in range(3):
+        events.emit(name, number, hold_s=60)
+    for number in range(3):
+        told = events.wait(name, timeout_s=5, waiter=waiter)
+        assert told["payload"] == number
+        for _ in range(2):
+            events.end_wait(waiter, told["event_id"])
+    events.end_wait(unique("nobody"))
+
+
+def test_of_a_wait_without_a_name_nothing_is_kept_when_its_event_is_told(
+    store: RemoteStore, served: Served
+) -> None:
+    name = unique("job")
+    events = store.events()
+    events.emit(name, 1, hold_s=60)
+    told = events.wait(name, timeout_s=5)
+    assert told["payload"] == 1
+    poll_once(served, f"event_name={name}&waiter={told['waiter']}")
+
+
 def polls(lines: list[str]) -> int:
     """How many polls have ended."""
-    return sum("/events/{tenant_id}/wait" in line for line in lines)
+    return sum("/events/{tenant_id}/wait" in line and '"GET"' in line for line in lines)
 
 
 def test_an_event_after_many_polls_ends_the_wait(store: RemoteStore, served: Served) -> None:
@@ -109,6 +133,7 @@ def test_an_event_that_nobody_waits_for_is_refused(store: RemoteStore) -> None:
     with pytest.raises(NoWaitingWorkflow) as refused:
         store.events().emit(name)
     assert refused.value.event_name == name
+    assert str(refused.value) == "No workflow waiting for this event"
 
 
 def test_an_event_is_posted_once_under_its_key(store: RemoteStore) -> None:
@@ -199,7 +224,7 @@ def test_a_wait_that_is_over_takes_no_event_from_others(store: RemoteStore) -> N
 
 def test_runs_are_told_alike_here_and_from_afar(store: RemoteStore, served: Served) -> None:
     flow = WorkflowBuilder(name="told")
-    flow.task("50% é", "tools.storage.store")
+    flow.task("50% é", "tools.storage.store", args=["name", "data"])
     settings = Settings(store=StoreSettings(root=served.root))
     with Store.open(served.root, settings) as here:
         workflows = Workflows(here, load_keys(settings))
