@@ -1,7 +1,11 @@
 """How the runner of workflows is, for whoever shares ROOT with it.
 
 ROOT/RUNNER           a lock (`cas.alone`): held while it runs
+ROOT/RUNNER.all       a lock: held by one that is for all runs, while it waits for RUNNER, too
 ROOT/runner.status    JSON, replaced every few seconds: when, and how far it is
+
+Who carries out some runs alone, from a command line, holds RUNNER only, and makes way as soon as
+RUNNER.all is held.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from cas.store import Store
 from cas.totals import open_runs
 
 PLACE: Final = "RUNNER"
+FOR_ALL: Final = "RUNNER.all"
 STATUS: Final = "runner.status"
 
 
@@ -35,6 +40,8 @@ class RunnerBeat(msgspec.Struct, frozen=True):
     failures: int = 0  # of its looks at what there is to do, in a row
     waits: bool = False  # for somebody to accept a restored store: nothing runs before
     late: int = 0  # calls of tools that go on past their time
+    only: int | None = None  # of one that is for some runs: how many of these have not ended
+    barred: dict[str, str] = {}  # the tools that it may not call, each with the reason
 
 
 @final
@@ -51,6 +58,11 @@ class RunnerState(msgspec.Struct, frozen=True):
         """Whether any run is open."""
         return any(self.open.values())
 
+    @property
+    def for_all(self) -> RunnerBeat | None:
+        """What the runner of all runs has told; None where none is there that has."""
+        return self.beat if self.held and self.beat is not None and self.beat.only is None else None
+
     def trouble(self) -> list[str]:
         """Why workflows stand still, in words for anybody. Where no run is open, none is missed:
         a store may be served without them."""
@@ -64,6 +76,9 @@ class RunnerState(msgspec.Struct, frozen=True):
             return ["workflows wait until the restored store is accepted"]
         if self.beat.failures >= FAILURES_MAX:
             return [f"the runner failed {self.beat.failures} times in a row to look for work"]
+        if self.beat.only is not None and sum(self.open.values()) > self.beat.only:
+            # As old as the beat: too many rather than too few, and then nobody is alarmed.
+            return ["only runs that a command line carries out go on: other workflows wait"]
         return []
 
 

@@ -12,6 +12,7 @@ import msgspec
 from cas.config import (
     GOOGLE_ENDPOINT,
     PRIMARY,
+    GatewaySettings,
     MailSettings,
     Settings,
     TargetSettings,
@@ -60,7 +61,7 @@ def target_meant(name: str, given: dict[str, Any], settings: Settings) -> Target
 def check_sections(settings: Settings) -> None:
     """Refuse what each key of a section allows and all of them together do not."""
     _check_primary(settings.uploads)
-    _check_mail(settings.mail)
+    _check_mail(settings.mail, settings.gateway)
 
 
 def _check_primary(uploads: UploadSettings) -> None:
@@ -73,7 +74,7 @@ def _check_primary(uploads: UploadSettings) -> None:
         raise InvalidSetting("uploads", "s3_use_ssl", "true", reason)
 
 
-def _check_mail(mail: MailSettings) -> None:
+def _check_mail(mail: MailSettings, gateway: GatewaySettings) -> None:
     """Without a host nothing of it is used, so whatever else is given may wait for one."""
     if not mail.host:
         return
@@ -83,6 +84,10 @@ def _check_mail(mail: MailSettings) -> None:
         read_mailbox(mail.sender)
     except ValueError as error:
         raise InvalidSetting("mail", "sender", mail.sender, str(error)) from None
+    if not gateway.public_url:
+        # Not the address that is served: whoever reads a mail is rarely on this machine.
+        reason = "[mail] host needs it: links in mails begin with it, and people must reach it"
+        raise InvalidSetting("gateway", "public_url", "", reason)
     if not mail.host.isprintable() or set(mail.host) & set(" /@"):
         raise InvalidSetting("mail", "host", mail.host, "write a name or an address, and no URL")
     if bool(mail.user) != bool(mail.password):

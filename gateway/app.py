@@ -10,6 +10,7 @@ import falcon
 from cas.config import Settings
 from cas.keys import Keys
 from cas.receipts import Receipts
+from cas.runner import runner_of
 from cas.signing import Signer
 from cas.store import Store
 from gateway import errors
@@ -113,7 +114,9 @@ def create_app(
     webhooks = WebhooksResource(door, tokens, links, settings)
     add("/api/v1/webhooks", webhooks)
     add("/api/v1/webhooks/{webhook_id}", webhooks, suffix="one")
-    runs = WorkflowsResource(door, tokens, default_registry(), barred(settings))
+    runs = WorkflowsResource(
+        door, tokens, default_registry(), barred(settings), lambda: runner_of(store).trouble()
+    )
     add("/api/v1/workflows", runs)
     add("/api/v1/workflows/{run_id}", runs, suffix="one")
     add("/api/v1/workflows/{run_id}/cancel", runs, suffix="cancel")

@@ -63,7 +63,10 @@ def serve(call: Call, replicator: bool, runner: bool) -> None:
         companions.append(Companion("runner", _words(call, "workflow", "serve")))
 
     def ready(address: str) -> None:
-        base = settings.gateway.public_url or address
+        base = settings.gateway.public_url or _reached_here(address)
+        if not settings.gateway.public_url and base != address:
+            how = f"Links of workflows begin with {base}: they open on this machine only, until "
+            click.echo(f"{how}[gateway] public_url says how people reach it.", err=True)
         if base.startswith("http"):  # and no socket's path
             # For links that nobody asks for over HTTP, in mails: the port may be any free one.
             for companion in companions:
@@ -132,9 +135,17 @@ def url(call: Call, reference: str, expires_in: int | None, tenant: str | None) 
         file = store.files(tenant or parsed.tenant_id, call.actor).stat(parsed)
         now_us = _now_us(store)
     links = SignedLinks(Signer(load_keys(call.settings).signing), lambda: now_us, gateway)
-    base = gateway.public_url or f"http://{gateway.bind}"
+    base = gateway.public_url or _reached_here(f"http://{gateway.bind}")
     made = links.download(base, file, expires_in or links.lifetime_s)
     call.answer({"url": made}, [made])
+
+
+def _reached_here(address: str) -> str:
+    """Where a program on this machine reaches what is served at `address`: one that is bound to
+    all addresses has none of its own."""
+    for every, loopback in (("//0.0.0.0:", "//127.0.0.1:"), ("//[::]:", "//[::1]:")):
+        address = address.replace(every, loopback)
+    return address
 
 
 def _words(call: Call, *verb: str) -> list[str]:

@@ -8,7 +8,7 @@ do what the tools of a workflow may.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Final, final
 
@@ -75,13 +75,20 @@ class WorkflowsResource:
     """`/api/v1/workflows`"""
 
     def __init__(
-        self, door: Door, tokens: Tokens, tools: Registry, barred: Mapping[str, str]
+        self,
+        door: Door,
+        tokens: Tokens,
+        tools: Registry,
+        barred: Mapping[str, str],
+        trouble: Callable[[], list[str]],
     ) -> None:
-        """`barred`: the tools that workflows may not call here, each with the reason."""
+        """`barred`: the tools that workflows may not call here, each with the reason. `trouble`
+        says why nobody carries runs out."""
         self._door = door
         self._tokens = tokens
         self._tools = tools
         self._barred = barred
+        self._trouble = trouble
         # Whoever reads a result has all of it for a moment, 64 MiB at worst: one at a time.
         self._large = threading.Lock()
 
@@ -117,7 +124,7 @@ class WorkflowsResource:
             form = forms.read(body, SubmissionForm)
             inputs = forms.built("inputs", form.inputs, dict[str, Any], INPUTS_BYTES_MAX)
             text = _text(form.definition)
-            definition = read_submission(text, inputs, self._tools.names, self._barred)
+            definition = read_submission(text, inputs, self._tools, self._barred)
             run = runs.submit(definition, inputs, key)
         forms.answer(resp, run_form(run), 201)
         resp.location = f"/api/v1/workflows/{run.run_id}"
@@ -144,7 +151,8 @@ class WorkflowsResource:
             status=status, cursor=forms.cursor(req), limit=forms.page_limit(req)
         )
         runs = [run_form(run) for run in page.items]
-        forms.answer(resp, {"runs": runs, "next_cursor": page.next_cursor})
+        trouble = self._trouble()
+        forms.answer(resp, {"runs": runs, "next_cursor": page.next_cursor, "trouble": trouble})
 
     @operation(
         Right.BEARER,
@@ -154,7 +162,7 @@ class WorkflowsResource:
     )
     def on_get_one(self, req: falcon.Request, resp: falcon.Response, run_id: str) -> None:
         """Show a run. While a step waits, what it waits for is among the variables."""
-        forms.answer(resp, whole_run(self._run(req, run_id)))
+        forms.answer(resp, whole_run(self._run(req, run_id), self._trouble))
 
     @operation(
         Right.BEARER,

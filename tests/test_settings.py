@@ -477,7 +477,10 @@ def test_settings_cannot_be_changed() -> None:
 # --- mail
 
 
-MAIL = "[mail]\nhost = mail.example.org\nsender = Approvals <approvals@example.org>\n"
+MAIL = (
+    "[gateway]\npublic_url = https://files.example.org\n"
+    "[mail]\nhost = mail.example.org\nsender = Approvals <approvals@example.org>\n"
+)
 
 
 def test_a_mail_server_and_a_sender_are_enough(ini: Path) -> None:
@@ -509,6 +512,12 @@ def test_what_no_mail_could_be_sent_with_is_refused(
     assert (refused.section, refused.key) == ("mail", key)
     assert why in refused.reason
     assert "secret" not in str(refused)
+
+
+def test_mails_need_an_address_that_their_links_begin_with(ini: Path) -> None:
+    refused = refusal(ini, MAIL, {"BLOBCASK_GATEWAY__PUBLIC_URL": ""})
+    assert (refused.section, refused.key) == ("gateway", "public_url")
+    assert "[mail] host needs it" in refused.reason
 
 
 def test_without_a_mail_server_the_other_settings_of_mail_may_wait(ini: Path) -> None:

@@ -83,11 +83,13 @@ class ApprovalRequest:
 
 
 class ApprovalLinksForm(TypedDict):
-    """The links of one addressee: whoever has them can decide in that name."""
+    """The links of one addressee: whoever has them can decide in that name. `mailed` says
+    whether a mail brings them; it does where mail is set up and the addressee has an @."""
 
     addressee: str
     approve_url: str
     reject_url: str
+    mailed: bool
 
 
 @final
@@ -98,6 +100,7 @@ class ApprovalLinks:
     addressee: str
     approve_url: str
     reject_url: str
+    mailed: bool = False
 
     def form(self) -> ApprovalLinksForm:
         """The same as JSON."""
@@ -105,6 +108,7 @@ class ApprovalLinks:
             "addressee": self.addressee,
             "approve_url": self.approve_url,
             "reject_url": self.reject_url,
+            "mailed": self.mailed,
         }
 
 
@@ -198,6 +202,7 @@ class Approvals:
                 addressee,
                 self._links.approval(base, approval, index, APPROVED),
                 self._links.approval(base, approval, index, REJECTED),
+                self._is_mailed(addressee),
             )
             for index, addressee in enumerate(approval.addressees)
         ]
@@ -242,7 +247,7 @@ class Approvals:
 
     def _mails(self, approval: Approval) -> _Mails:
         """What is mailed to its addressees, as it is to be recorded; raises InvalidSetting."""
-        if not self._settings.mail.host or not any(map(_is_mailed, approval.addressees)):
+        if not any(map(self._is_mailed, approval.addressees)):
             return []
         if not self._settings.gateway.public_url:
             raise InvalidSetting("gateway", "public_url", "", "mailed links need an address")
@@ -260,8 +265,11 @@ class Approvals:
                 ring=self._ring,
             )
             for pair in self.links("", approval)
-            if _is_mailed(pair.addressee)
+            if pair.mailed
         ]
+
+    def _is_mailed(self, addressee: str) -> bool:
+        return bool(self._settings.mail.host) and "@" in addressee
 
     def _refuse_more(self, txn: Transaction, mails: int) -> None:
         """Raise TooManyApprovals, TooManyMails where another approval with so many mails is
@@ -398,10 +406,6 @@ def _unreadable(text: str, beside: str = "") -> Iterator[str]:
 
 
 _TURNS: Final = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-
-
-def _is_mailed(addressee: str) -> bool:
-    return "@" in addressee
 
 
 def _undated(approval: Approval) -> Approval:

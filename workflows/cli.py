@@ -13,7 +13,7 @@ from cas.cli.call import Call, pass_call
 from cas.keys import load_keys
 from cas.log_forms import form_of
 from cas.parent import die_with
-from workflows import runs_cli
+from workflows import runs_cli, tools_cli
 from workflows.leaving import leave_at_end
 
 
@@ -71,3 +71,4 @@ workflow.add_command(runs_cli.resume)
 workflow.add_command(runs_cli.list_runs)
 workflow.add_command(runs_cli.show)
 workflow.add_command(runs_cli.cancel)
+workflow.add_command(tools_cli.tools)

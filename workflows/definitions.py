@@ -26,6 +26,7 @@ on something before its ways could be meant either way, and is refused.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import reduce
@@ -37,7 +38,7 @@ import msgspec
 
 from cas.clock import SECOND_US
 from cas.errors import InvalidRequest, InvalidWorkflow, OperatorUnsupported, TooLarge
-from cas.events import check_event_name
+from cas.events import check_correlation_key, check_event_name
 from workflows import templates
 from workflows.notation import read_notation
 
@@ -56,6 +57,8 @@ RETRIES_MAX: Final = 1000
 RETRY_DELAY_S_MAX: Final = 24 * 3600.0  # the runner waits no longer between two tries
 BACKOFF_MAX: Final = 100.0
 TIME_S_MAX: Final = 10 * 366 * 24 * 3600.0  # of a timeout and of a wait, as those of events
+# With which highway_dsl writes down the join of a parallel where its author said nothing.
+BRANCHES_TIMEOUT_S: Final = 300
 
 TASK: Final = "task"
 FOREACH: Final = "foreach"
@@ -100,6 +103,22 @@ _LIMITED: Final = (TASK, WAIT, WAIT_FOR_EVENT, FOREACH)  # those whose time can 
 _TRIED_AGAIN: Final = (TASK, EMIT_EVENT)  # those whose failure another attempt may mend
 _INSIDE: Final = ("loop_body", "branch_workflows")  # what an operator has in it
 _UNSUPPORTED_OF_WORKFLOWS: Final = ("schedule", "start_date", "is_paused", "deadline_seconds")
+# What an operator may have that highway_dsl does not know.
+_OURS: Final[Mapping[str, tuple[str, ...]]] = {
+    WAIT_FOR_EVENT: ("correlation_key",),
+    EMIT_EVENT: ("correlation_key",),
+}
+# How much alike names are that were confused, of 1: names of tools have most in common anyway, and
+# `retry` little with `retry_policy`.
+NEAR_TOOLS: Final = 0.85
+NEAR_NAMES: Final = 0.7
+NEAR_FIELDS: Final = 0.58
+_NEAR_CHARS_MAX: Final = 60  # what is longer is compared with nothing: that takes its time
+_NAMES_SHOWN: Final = 20
+
+
+# Of each task, the names that its templates cannot do without: see `templates.Checked`.
+Reads = dict[str, Mapping[str, str]]
 
 
 @final
@@ -141,6 +160,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     wait_for: float | str = 0
     # wait_for_event, emit_event
     event_name: str = ""
+    correlation_key: str | None = None
     payload: Any = None
 
 
@@ -158,6 +178,12 @@ class Definition(msgspec.Struct, frozen=True, omit_defaults=True):
 
         Raises InvalidWorkflow with the task and the reason, OperatorUnsupported, TooLarge.
         """
+        return cls.parse_reading(text)[0]
+
+    @classmethod
+    def parse_reading(cls, text: str) -> tuple[Definition, Reads]:
+        """The same, and what its templates read, which is looked at on the way: it takes more
+        time to read templates than all else. Raises as `parse`."""
         if len(text.encode(errors="surrogatepass")) > DEFINITION_BYTES_MAX:
             raise TooLarge(DEFINITION_BYTES_MAX)
         workflow, operators = _workflow(read_notation(text), "definition")
@@ -165,8 +191,7 @@ class Definition(msgspec.Struct, frozen=True, omit_defaults=True):
         if not tasks:
             raise InvalidWorkflow(workflow.name, "it has no tasks")
         definition = cls(workflow.name, {task.task_id: task for task in tasks}, workflow.variables)
-        definition._check()
-        return definition
+        return definition, definition._check()
 
     @classmethod
     def from_json(cls, raw: bytes) -> Definition:
@@ -199,7 +224,9 @@ class Definition(msgspec.Struct, frozen=True, omit_defaults=True):
         names = set(known)
         for task in self.everything():
             if task.operator == TASK and task.function not in names:
-                raise InvalidWorkflow(task.task_id, f"there is no tool {task.function!r}")
+                others = near(task.function, names, NEAR_TOOLS)
+                reason = f"there is no tool {task.function[:200]!r}; {others}"
+                raise InvalidWorkflow(task.task_id, reason)
             if task.operator == TASK and task.function in barred:
                 raise InvalidWorkflow(task.task_id, f"{task.function}: {barred[task.function]}")
 
@@ -215,8 +242,9 @@ class Definition(msgspec.Struct, frozen=True, omit_defaults=True):
             if moment.timestamp() - now_us / SECOND_US > TIME_S_MAX:
                 raise InvalidWorkflow(task.task_id, "a wait until a time takes up to ten years")
 
-    def _check(self) -> None:
+    def _check(self) -> Reads:
         identifiers: set[str] = set()
+        reads: Reads = {}
         template_bytes = 0
         for number, task in enumerate(self.everything()):
             if number >= TASKS_MAX:
@@ -233,7 +261,8 @@ class Definition(msgspec.Struct, frozen=True, omit_defaults=True):
                 reason = "a name of 1 to 200 characters, no # : / !"
                 raise InvalidWorkflow(task.task_id[:200], reason)
             identifiers.add(task.task_id)
-            template_bytes += _check_templates(task)
+            size_bytes, reads[task.task_id] = _check_templates(task)
+            template_bytes += size_bytes
             if template_bytes > TEMPLATE_BYTES_MAX:
                 reason = f"more than {TEMPLATE_BYTES_MAX} bytes of templates"
                 raise InvalidWorkflow(self.name, reason)
@@ -251,18 +280,39 @@ class Definition(msgspec.Struct, frozen=True, omit_defaults=True):
                 "depend on one join of these"
             )
             raise InvalidWorkflow(self.name, reason)
+        return reads
 
 
-def _check_templates(task: Task) -> int:
-    """How many bytes of templates it has; raises InvalidWorkflow, which names the task, where
-    one cannot be read."""
+def near(name: str, there: Iterable[str], alike: float) -> str:
+    """What is called nearly as a name that is not there, in words; else what there is. `alike`:
+    how nearly, from 0 to 1."""
+    names = sorted(there)
+    meant: list[str] = []
+    if len(name) <= _NEAR_CHARS_MAX:
+        short = [one for one in names if len(one) <= _NEAR_CHARS_MAX]
+        meant = difflib.get_close_matches(name, short, 1, alike)
+    if meant:
+        return f"did you mean {meant[0]!r}"
+    more = ", …" if len(names) > _NAMES_SHOWN else ""
+    return f"there are {', '.join(names[:_NAMES_SHOWN])}{more}"
+
+
+def _check_templates(task: Task) -> templates.Checked:
+    """Its templates; raises InvalidWorkflow, which names the task, where one cannot be read."""
     try:
-        template_bytes = templates.check(
-            [task.args, task.kwargs, task.items, task.wait_for, task.event_name, task.payload]
-        )
         if task.operator == CONDITION:
-            template_bytes += templates.check_condition(task.condition)
-        return template_bytes
+            return templates.check_condition(task.condition)
+        return templates.check(
+            [
+                task.args,
+                task.kwargs,
+                task.items,
+                task.wait_for,
+                task.event_name,
+                task.correlation_key,
+                task.payload,
+            ]
+        )
     except InvalidWorkflow as error:
         raise InvalidWorkflow(task.task_id, f"{error.value}: {error.reason}") from None
 
@@ -284,7 +334,12 @@ def _check_level(tasks: list[Task]) -> int:
     try:
         order = list(sorter.static_order())
     except CycleError as error:
-        raise InvalidWorkflow(str(error.args[1][0]), "it depends on itself") from None
+        circle = [str(name) for name in error.args[1]][::-1]
+        reason = (
+            f"it depends on itself ({' after '.join(circle)[:300]}), as where two tasks were given "
+            "one name: highway_dsl keeps the last of them"
+        )
+        raise InvalidWorkflow(circle[0], reason) from None
     for name, way in ways_of(here, order).items():
         if way.doubtful:
             raise InvalidWorkflow(
@@ -393,6 +448,7 @@ def _workflow(data: Any, name: str) -> tuple[Any, Mapping[Any, Any]]:
         raise InvalidWorkflow(name, "not a workflow of highway_dsl: it has no tasks")
     for task_name, task in data["tasks"].items():
         _kind(task, _shown(task, task_name))
+    _check_fields(Workflow, data, name)
     workflow = _model(Workflow, {**data, "tasks": {}}, name)
     for field in _UNSUPPORTED_OF_WORKFLOWS:
         if getattr(workflow, field):
@@ -415,6 +471,7 @@ def _operator(raw: Any, name: str) -> Any:
         EMIT_EVENT: highway_dsl.EmitEventOperator,
     }
     kind = _kind(raw, name)
+    _check_fields(classes[kind], raw, name, _OURS.get(kind, ()))
     outside = {key: value for key, value in raw.items() if key not in _INSIDE}
     return _model(classes[kind], outside, name)
 
@@ -426,6 +483,26 @@ def _kind(raw: Any, name: str) -> str:
     if kind not in OPERATORS:
         raise OperatorUnsupported(name, kind[:100])
     return kind
+
+
+def _check_fields(kind: Any, raw: Mapping[Any, Any], name: str, ours: tuple[str, ...] = ()) -> None:
+    """Raises InvalidWorkflow for a field that pydantic would drop without a word. Not for one that
+    is empty or false: a later highway_dsl writes down its new fields, too, where nobody used them.
+    """
+    from highway_dsl import RetryPolicy, TimeoutPolicy
+
+    policies = {
+        "retry_policy": RetryPolicy,
+        "default_retry_policy": RetryPolicy,
+        "timeout_policy": TimeoutPolicy,
+    }
+    fields = {*kind.model_fields, *ours}
+    for key, value in raw.items():
+        if key not in fields and value:
+            reason = f"there is no field {str(key)[:200]!r}; {near(str(key), fields, NEAR_FIELDS)}"
+            raise InvalidWorkflow(name, reason)
+        if key in policies and isinstance(value, Mapping):
+            _check_fields(policies[key], value, name)
 
 
 def _model(kind: Any, data: Mapping[Any, Any], name: str) -> Any:
@@ -502,6 +579,7 @@ def _task(
     said = {branch_of.get(name, name) for name in operator.dependencies}
     if kind == TASK and operator.function == _WAIT_FOR_BRANCHES:
         kind = JOIN
+        _check_branches_timeout(operator)
     retry = operator.retry_policy or (policy if kind == TASK else None)
     if kind not in _TRIED_AGAIN and retry is not None and retry.max_retries > 0:
         raise InvalidWorkflow(operator.task_id, f"a retry of {kind} is not supported")
@@ -546,10 +624,30 @@ def _task(
     if kind == WAIT_FOR_EVENT:
         if operator.timeout_seconds is not None:
             common["timeout_s"] = _timeout_s(operator.task_id, operator.timeout_seconds)
-        return Task(**common, event_name=_event_name(operator, posted=False))
+        return Task(
+            **common,
+            event_name=_event_name(operator, posted=False),
+            correlation_key=_correlation_key(operator, raw),
+        )
     assert kind == EMIT_EVENT
-    event_name = _event_name(operator, posted=True)
-    return Task(**common, event_name=event_name, payload=operator.payload)
+    return Task(
+        **common,
+        event_name=_event_name(operator, posted=True),
+        correlation_key=_correlation_key(operator, raw),
+        payload=operator.payload,
+    )
+
+
+def _check_branches_timeout(join: Any) -> None:
+    """Raises InvalidWorkflow for a time that branches would be thought to have, and would not."""
+    given = join.kwargs.get("timeout_seconds")
+    if given not in (None, BRANCHES_TIMEOUT_S):
+        reason = (
+            "timeout_seconds of branches is not supported: leave it out (highway_dsl then writes "
+            f"{BRANCHES_TIMEOUT_S}, which is not kept either) and give the tasks in the branches "
+            "a timeout_policy, waits for events their timeout_seconds"
+        )
+        raise InvalidWorkflow(join.task_id, reason)
 
 
 def _body(operator: Any, raw: Mapping[Any, Any], policy: Any, depth: int) -> list[Task]:
@@ -611,6 +709,21 @@ def _event_name(operator: Any, *, posted: bool) -> str:
         except InvalidRequest as error:
             raise InvalidWorkflow(operator.task_id, f"{error.field}: {error.reason}") from None
     return name
+
+
+def _correlation_key(operator: Any, raw: Mapping[Any, Any]) -> str | None:
+    """Of which event of its name; what a template gives is not known here. "" is none, as it is
+    to `tools.workflow.wait_for_event`."""
+    key = raw.get("correlation_key") or None
+    if key is None or (isinstance(key, str) and "{{" in key):
+        return key
+    if not isinstance(key, str):
+        raise InvalidWorkflow(operator.task_id, "correlation_key: a text")
+    try:
+        check_correlation_key(key)
+    except InvalidRequest as error:
+        raise InvalidWorkflow(operator.task_id, f"{error.field}: {error.reason}") from None
+    return key
 
 
 def _word(choice: Any) -> str:

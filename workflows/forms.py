@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from cas.clock import rfc3339
 from cas.errors import NotFound
 from cas.forms import shown_time
-from cas.records import COMPLETED, Run, Step
+from cas.records import COMPLETED, ENDED, Run, Step
 from workflows.run_view import RunView, Told
 
 
@@ -48,12 +48,14 @@ class RunForm(TypedDict):
 class WholeRunForm(RunForm):
     """A run: its inputs, its steps in the order in which they began, and its variables, which
     are the inputs and the results of steps by their `result_key`, or else their name. Of more
-    than 1,000 steps the earliest in loops are left out; they are in the listing of its steps."""
+    than 1,000 steps the earliest in loops are left out; they are in the listing of its steps.
+    `trouble` says why nobody carries it out at this moment, where nobody does."""
 
     inputs: dict[str, Any]
     steps: list[StepForm]
     steps_truncated: bool
     variables: dict[str, Any]
+    trouble: list[str]
 
 
 class StepsForm(TypedDict):
@@ -64,10 +66,12 @@ class StepsForm(TypedDict):
 
 
 class RunsForm(TypedDict):
-    """A page of runs, newest first; `next_cursor` asks for the next."""
+    """A page of runs, newest first; `next_cursor` asks for the next. `trouble` says why nobody
+    carries runs out at this moment, where nobody does."""
 
     runs: list[RunForm]
     next_cursor: str | None
+    trouble: list[str]
 
 
 def run_form(run: Run) -> RunForm:
@@ -83,13 +87,15 @@ def run_form(run: Run) -> RunForm:
     }
 
 
-def whole_run(view: RunView) -> WholeRunForm:
+def whole_run(view: RunView, trouble: Callable[[], list[str]] = list) -> WholeRunForm:
+    """`trouble` says why nobody carries runs out; of one that has ended that is no matter."""
     return {
         **run_form(view.run),
         "inputs": view.inputs,
         "steps": _step_forms(view.steps_told, view.told),
         "steps_truncated": len(view.steps_told) < len(view.steps),
         "variables": view.variables_told,
+        "trouble": [] if view.run.status in ENDED else trouble(),
     }
 
 

@@ -119,7 +119,12 @@ class RemotePlace:
         }
         form = self._store.approvals().request(asked, key)
         links = [
-            ApprovalLinks(one["addressee"], one["approve_url"], one["reject_url"])
+            ApprovalLinks(
+                one["addressee"],
+                one["approve_url"],
+                one["reject_url"],
+                one.get("mailed", False),  # a server that is older than this does not say
+            )
             for one in form["links"]
         ]
         expires_at = parse_rfc3339(form["expires_at"])

@@ -1,7 +1,8 @@
 """`blobcask workflow run | resume | list | show | cancel`: for the runs of a ROOT, or of a server.
 
-`run` follows what it submitted to its end. Where nobody runs the workflows of this ROOT yet,
-it does so itself meanwhile; interrupted, it leaves the run where it is.
+`run` follows what it submitted to its end. Where nobody runs the workflows of this ROOT, it
+carries this one out itself, and no other: those of others need not fit the settings of this
+terminal. Interrupted, it leaves the run where it is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 JSON = dict[str, Any]
 
 LOOK_S: Final = 0.25  # between two looks at a run that is followed
+TROUBLE_LOOKS: Final = 20  # at which nobody carries it out, until that is said: one may start
 VARIABLE_CHARS: Final = 200  # of a variable; what is longer is told whole by its step
 _URL: Final = re.compile(r"https?://[^\s\"\\]+")
 _FRAMES: Final = 5  # of a file of the user's that fails: the innermost
@@ -63,14 +65,17 @@ class LocalRuns:
         self._runs = workflows.runs(tenant_id, actor)
 
     @contextmanager
-    def carried_out(self) -> Iterator[Callable[[], None]]:
-        """Run them meanwhile, unless another process does, and as soon as it no longer does.
+    def carried_out(
+        self, run_ids: Collection[str], say: Callable[[str], None]
+    ) -> Iterator[Callable[[], bool]]:
+        """Carry these out meanwhile, and no others, unless a runner of all is there, or comes.
 
-        What it gives raises what the runner met, once that has ended.
+        What it gives tells whether this process does, or waits for its turn; it raises what the
+        runner met, once that has ended.
         """
         from workflows.engine.runner import Runner
 
-        runner = Runner(self._store, self._workflows)
+        runner = Runner(self._store, self._workflows, only=run_ids, say=say)
         met: list[BaseException] = []
 
         def work() -> None:
@@ -79,9 +84,10 @@ class LocalRuns:
             except BaseException as error:  # noqa: BLE001  it is raised in the thread that asks
                 met.append(error)
 
-        def check() -> None:
+        def check() -> bool:
             if met:
                 raise met[0]
+            return thread.is_alive()
 
         thread = threading.Thread(target=work, name="runner", daemon=True)
         thread.start()
@@ -93,8 +99,7 @@ class LocalRuns:
             if runner.left:
                 leave_at_end()
 
-    def trouble(self) -> list[str]:
-        """Why nobody carries them out, in words for anybody."""
+    def _trouble(self) -> list[str]:
         return runner_of(self._store).trouble()
 
     def submit(self, definition: str, inputs: Mapping[str, Any]) -> JSON:
@@ -102,13 +107,14 @@ class LocalRuns:
         from workflows.submissions import read_submission
         from workflows.tools.registry import barred, default_registry
 
-        # A runner that is there may have other settings, and says at the step what it refuses.
-        here = {} if runner_of(self._store).held else barred(self._store.settings)
-        parsed = read_submission(definition, inputs, default_registry().names, here)
+        # By the settings of who will carry it out.
+        runner = runner_of(self._store).for_all
+        refused = barred(self._store.settings) if runner is None else runner.barred
+        parsed = read_submission(definition, inputs, default_registry(), refused)
         return dict(run_form(self._runs.submit(parsed, inputs)))
 
     def get(self, run_id: str) -> JSON:
-        return plain(whole_run(self._runs.get(run_id)))
+        return plain(whole_run(self._runs.get(run_id), self._trouble))
 
     def step(self, run_id: str, step_id: str, iteration: str = "") -> JSON:
         return plain(one_step(self._runs.get(run_id), step_id, iteration))
@@ -118,7 +124,8 @@ class LocalRuns:
 
     def list(self, status: str | None, cursor: str | None, limit: int) -> JSON:
         page = self._runs.list(status=status, cursor=cursor, limit=limit)
-        return {"runs": [run_form(run) for run in page.items], "next_cursor": page.next_cursor}
+        runs = [run_form(run) for run in page.items]
+        return {"runs": runs, "next_cursor": page.next_cursor, "trouble": self._trouble()}
 
     def cancel(self, run_id: str) -> JSON:
         return dict(run_form(self._runs.cancel(run_id)))
@@ -147,7 +154,7 @@ def run(call: Call, file: Path, inputs: tuple[str, ...], detach: bool, tenant: s
             call.answer({"run_id": run_id}, [run_id])
             return
         call.say(f"Run {run_id}")
-        with _carried_out(runs) as check:
+        with _carried_out(call, runs, [run_id]) as check:
             form = follow(call, runs, run_id, check)
     call.answer(form, _lines(form))
     if form["status"] != COMPLETED:
@@ -167,7 +174,7 @@ def resume(call: Call, run_id: str | None, tenant: str | None) -> None:
     forms: list[JSON] = []
     with _runs(call, tenant) as runs:
         waiting = [runs.get(run_id)["run_id"]] if run_id else _open(runs)
-        with _carried_out(runs) as check:
+        with _carried_out(call, runs, waiting) as check:
             for each in waiting:
                 call.say(f"Run {each}")
                 forms.append(follow(call, runs, each, check))
@@ -190,7 +197,7 @@ def list_runs(
     """List runs, newest first."""
     with _runs(call, tenant) as runs:
         page = runs.list(status, cursor, limit)
-        _say_trouble(call, runs)
+    _say_trouble(call, page)
     rows = [(run["run_id"], run["status"], run["created_at"], run["name"]) for run in page["runs"]]
     call.answer(page, table(("RUN", "STATUS", "CREATED", "NAME"), rows))
     if page["next_cursor"] and not call.json:
@@ -212,18 +219,19 @@ def list_runs(
 def show(
     call: Call, run_id: str, step_id: str | None, iteration: str | None, tenant: str | None
 ) -> None:
-    """Show a run: its steps, and its variables. What is too long there, --step NAME tells."""
+    """Show a run: its steps, and its variables. What is too long there, --step NAME tells; of a
+    step that failed or was cancelled that is its error on stderr, and this ends with 11.
+    """
     if step_id is None and iteration is not None:
         raise click.UsageError("--iteration is that of a --step")
     with _runs(call, tenant) as runs:
         if step_id is not None:
             # JSON in any case: a text with its quotes, so that programs need not guess.
-            value = _value(runs, run_id, step_id, iteration or "")
+            value = _value(call, runs, run_id, step_id, iteration or "")
             click.echo(json.dumps(value, ensure_ascii=False))
             return
         form = runs.get(run_id)
-        if form["status"] not in ENDED:
-            _say_trouble(call, runs)
+    _say_trouble(call, form)
     call.answer(form, _lines(form))
 
 
@@ -338,23 +346,29 @@ def _open(runs: RunsView) -> list[str]:
     return sorted(found)
 
 
-def _carried_out(runs: RunsView) -> AbstractContextManager[Callable[[], None]]:
-    """Have runs carried out; a server does so by itself, and nothing is known of its runner."""
-    return runs.carried_out() if isinstance(runs, LocalRuns) else nullcontext(lambda: None)
+def _carried_out(
+    call: Call, runs: RunsView, run_ids: Collection[str]
+) -> AbstractContextManager[Callable[[], bool]]:
+    """Have runs carried out; a server does so by itself."""
+    if isinstance(runs, LocalRuns):
+        return runs.carried_out(run_ids, call.say)
+    return nullcontext(lambda: False)
 
 
-def _say_trouble(call: Call, runs: RunsView) -> None:
-    """Say why nobody carries runs out; of a server's, its /readyz does."""
-    for what in runs.trouble() if isinstance(runs, LocalRuns) else []:
+def _say_trouble(call: Call, form: JSON) -> None:
+    """Say why nobody carries runs out."""
+    for what in form.get("trouble", ()):  # a server of an earlier release tells none
         call.say(f"Trouble: {what}")
 
 
-def follow(call: Call, runs: RunsView, run_id: str, check: Callable[[], None]) -> JSON:
-    """Tell each change of a step on stderr, until the run has ended.
+def follow(call: Call, runs: RunsView, run_id: str, check: Callable[[], bool]) -> JSON:
+    """Tell each change of a step on stderr, until the run has ended; and that nobody carries it
+    out, unless `check` says that this process does.
 
     Raises what `check` does: nobody carries the run out any more.
     """
     told: dict[tuple[str, str], str] = {}
+    looks = 0  # in a row, at which nobody did
     while True:
         form = runs.get(run_id)
         for step in form["steps"]:
@@ -365,19 +379,26 @@ def follow(call: Call, runs: RunsView, run_id: str, check: Callable[[], None]) -
                     call.say(line)
         if form["status"] in ENDED:
             return form
-        check()
+        looks = 0 if check() or not form.get("trouble") else looks + 1
+        if looks == TROUBLE_LOOKS:
+            _say_trouble(call, form)
         time.sleep(LOOK_S)
 
 
-def _value(runs: RunsView, run_id: str, step_id: str, iteration: str) -> Any:
-    """What a step came to, whole; before that, what it shows. Raises NotFound."""
+def _value(call: Call, runs: RunsView, run_id: str, step_id: str, iteration: str) -> Any:
+    """What a step came to, whole; before that, what it shows. Raises NotFound, and WrongFound
+    for one that came to an error, which it tells."""
     try:
         return runs.result(run_id, step_id, iteration)
     except NotFound:
-        shown = runs.step(run_id, step_id, iteration)["shown"]
-        if shown is None:
+        step = runs.step(run_id, step_id, iteration)
+        if step["status"] in (FAILED, CANCELLED):
+            for line in _told(step):
+                call.say(line.strip())
+            raise WrongFound from None
+        if step["shown"] is None:
             raise
-        return shown
+        return step["shown"]
 
 
 def _told(step: JSON) -> Iterator[str]:
@@ -386,14 +407,21 @@ def _told(step: JSON) -> Iterator[str]:
     name = f"{step['step']} #{step['iteration']}" if step["iteration"] else step["step"]
     shows = step["shown"] or step["result"]
     shows = shows if isinstance(shows, dict) else {}
-    reason = step["error"] if step["status"] == FAILED else str(shows.get("upload_url", ""))
-    yield f"  {name}: {step['status']}" + (f" ({reason})" if reason else "")
+    failed = step["status"] == FAILED
+    reason = step["error"] if failed else str(shows.get("upload_url", ""))
+    tried = f" after {step['attempts']} attempts" if failed and step["attempts"] > 1 else ""
+    yield f"  {name}: {step['status']}{tried}" + (f" ({reason})" if reason else "")
     links = shows.get("links")
+    unmailed: list[str] = []
     for link in links if isinstance(links, list) else ():
         if isinstance(link, dict) and {"approve_url", "reject_url"} <= link.keys():
             who = link.get("addressee") or "anybody"
             yield f"    {who} approves: {link['approve_url']}"
             yield f"    {who} rejects: {link['reject_url']}"
+            if link.get("mailed") is False:  # a server that is older than this does not say
+                unmailed.append(who)
+    if unmailed and step["status"] == WAITING:
+        yield f"    no mail goes to {', '.join(unmailed)}: pass the links on"
 
 
 def _lines(form: JSON) -> Iterator[str]:

@@ -26,7 +26,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, TypeVar, final
+from typing import Any, Final, NamedTuple, TypeVar, final
 
 import msgspec
 from jinja2 import Environment, TemplateSyntaxError, nodes
@@ -174,22 +174,39 @@ def holds(condition: str, known: Mapping[str, Any]) -> bool:
     return Rendering(known).holds(condition)
 
 
-def check(value: Any) -> int:
-    """How many bytes of templates are in `value`; looks at no names.
+@final
+class Checked(NamedTuple):
+    """What is known of templates before they are filled in."""
+
+    size_bytes: int  # of the templates, without the texts around them
+    # The names that they cannot do without, whatever the values are; each with the beginning of
+    # a text that reads it. Not what is only asked for (`is defined`), nor what `default` stands
+    # in for, nor what `and`, `or` and a row of comparisons may never come to.
+    reads: Mapping[str, str]
+
+
+def check(value: Any) -> Checked:
+    """The templates in `value`; whether its names are known is looked at by nobody here.
 
     Raises InvalidTemplate where one of them cannot be read.
     """
+    reads: dict[str, str] = {}
+    return Checked(_check_all(value, reads), reads)
+
+
+def _check_all(value: Any, reads: dict[str, str]) -> int:
     if isinstance(value, str):
         if "{{" not in value:
             return 0
         for part in _parsed(value):
             if not isinstance(part, str):
                 _check(value, part)
+                _take_reads(value, part, reads)
         return _expression_bytes(value)
     if isinstance(value, Mapping):
-        return sum(check(member) for member in value.values())
+        return sum(_check_all(member, reads) for member in value.values())
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        return sum(check(member) for member in value)
+        return sum(_check_all(member, reads) for member in value)
     return 0
 
 
@@ -205,10 +222,13 @@ def divided(text: str) -> list[str]:
     return [*pieces, text[begin:]]
 
 
-def check_condition(condition: str) -> int:
-    """How many bytes a condition has; raises InvalidTemplate where it cannot be read."""
-    _check(condition, _expression(condition))
-    return len(condition.encode(errors="replace"))
+def check_condition(condition: str) -> Checked:
+    """A condition, all of which counts; raises InvalidTemplate where it cannot be read."""
+    expression = _expression(condition)
+    _check(condition, expression)
+    reads: dict[str, str] = {}
+    _take_reads(condition, expression, reads)
+    return Checked(len(condition.encode(errors="replace")), reads)
 
 
 # --- reading
@@ -316,6 +336,27 @@ def _check(text: str, node: nodes.Node) -> None:
         elif not isinstance(each, _KNOWN):
             kind = type(each).__name__.lower()
             raise InvalidTemplate(_shown(text), f"a template has no {kind}")
+
+
+def _take_reads(text: str, node: nodes.Node, reads: dict[str, str]) -> None:
+    """Add the names that an expression reads in any case: see `Checked`, and `_Walk`."""
+    rest = [node]
+    while rest:
+        match rest.pop():
+            case nodes.Getattr() as each:  # most of what is long; `iter_child_nodes` takes longer
+                rest.append(each.node)
+            case nodes.Name() as each:
+                reads.setdefault(each.name, _shown(text))
+            case nodes.And() | nodes.Or() as each:
+                rest.append(each.left)
+            case nodes.Compare() as each:
+                rest += (each.expr, each.ops[0].expr)
+            case nodes.Filter(name="default") as each:
+                rest += each.args
+            case nodes.Test(name="defined" | "undefined"):
+                pass
+            case each:
+                rest += each.iter_child_nodes()
 
 
 def _check_literal(text: str, value: Any) -> None:

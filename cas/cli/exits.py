@@ -50,8 +50,8 @@ EXITS: tuple[tuple[type[BaseException], int, str], ...] = (
 
 @final
 class WrongFound(click.exceptions.Exit):
-    """A check did its work and found something wrong, or a workflow that was followed did not
-    complete; the answer says what."""
+    """A check did its work and found something wrong, or a workflow that was followed, or the
+    step that was asked for, did not complete; the answer says what."""
 
     def __init__(self) -> None:
         super().__init__(FOUND_WRONG)
@@ -72,6 +72,7 @@ def exit_table() -> str:
     meanings[FOUND_WRONG] = [
         "a check (doctor, scrub, journal verify) found something wrong",
         "a workflow that was followed (run, resume) failed or was cancelled",
+        "so did a step that was asked for (workflow show --step)",
     ]
     meanings[INTERRUPTED] = ["interrupted"]
     meanings[BROKEN_PIPE] = ["whoever read the answer went away"]

@@ -45,7 +45,8 @@ class RemoteRuns:
         return self._wire.ask("GET", path, params=_of(iteration)).json()
 
     def list(self, status: str | None, cursor: str | None, limit: int) -> JSON:
-        """A page of runs, newest first: `{"runs": [...], "next_cursor": ...}`."""
+        """A page of runs, newest first: `{"runs": [...], "next_cursor": ..., "trouble": [...]}`;
+        the last says why nobody carries runs out."""
         params = {"status": status, "cursor": cursor, "limit": limit}
         return self._wire.form("GET", _PATH, params=params)
 

@@ -271,6 +271,7 @@ def storm(root: Path, runs: int, seed: int) -> Counter[str]:
     return counts
 
 
+@pytest.mark.timeout(1800)
 def test_killed_runs_complete_with_nothing_done_twice(root: Path) -> None:
     assert storm(root, 2, seed=1)["killed"] >= 2
 

@@ -44,6 +44,31 @@ def test_what_the_command_line_makes_under_a_wrong_clock_opens_the_server_under_
         assert served.ask("GET", "/d/" + url.partition("/d/")[2]).body == b"bytes"
 
 
+def test_what_is_served_at_all_addresses_is_told_by_one_that_can_be_opened(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(root, GATEWAY__BIND="0.0.0.0:0") as served:
+        assert served.first == f"http://127.0.0.1:{served.port}/u/" + served.first[-8:]
+        (said,) = (line for line in served.printed if line.startswith("Links of workflows"))
+        assert "[gateway] public_url" in said
+        token = served.token("admin")
+        stored = served.ask("POST", "/api/v1/storage?name=a", b"bytes", token=token).form
+    monkeypatch.setenv("BLOBCASK_GATEWAY__BIND", "0.0.0.0:8080")
+    (url,) = blobcask(root, "url", stored["storage_ref"]).stdout.split()
+    assert url.startswith("http://127.0.0.1:8080/d/")
+
+
+def test_mail_without_an_address_for_its_links_stops_the_start(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLOBCASK_MAIL__HOST", "mail.example.org")
+    monkeypatch.setenv("BLOBCASK_MAIL__SENDER", "us@example.org")
+    refused = blobcask(root, "serve")
+    assert refused.returncode == 2
+    assert "[gateway] public_url is not set: [mail] host needs it" in refused.stderr
+    assert not root.exists() or not list(root.iterdir())
+
+
 def test_a_token_needs_a_permission_that_exists(root: Path) -> None:
     assert blobcask(root, "token").returncode != 0
     refused = blobcask(root, "token", "--permission", "everything")

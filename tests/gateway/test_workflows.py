@@ -30,7 +30,9 @@ def definition(
 ) -> str:
     builder = WorkflowBuilder(name=name)
     if build is None:
-        builder.task("keep", "tools.storage.store", kwargs={"name": "n", "data": "{{text}}"})
+        builder.task(
+            "keep", "tools.storage.store", kwargs={"name": "n", "data": "{{text | default}}"}
+        )
     else:
         build(builder)
     return str(builder.build().to_json())
@@ -60,6 +62,13 @@ def test_a_workflow_is_submitted_and_shown(served: Served) -> None:
     assert shown.form["inputs"] == shown.form["variables"] == {"text": "hello"}
     assert shown.form["steps"] == []
     assert shown.headers["cache-control"] == "no-store"
+    assert shown.form["trouble"] == ["no runner runs: workflows wait"]
+    listed = served.ask("GET", PATH, token=served.admin)
+    assert listed.form["trouble"] == ["no runner runs: workflows wait"]
+    cancelled = served.ask("POST", f"{PATH}/{run_id}/cancel", token=served.admin)
+    assert cancelled.status == 200
+    ended = served.ask("GET", f"{PATH}/{run_id}", token=served.admin)
+    assert ended.form["trouble"] == []  # whoever else waits
 
 
 def test_a_definition_may_be_an_object_or_yaml(served: Served) -> None:

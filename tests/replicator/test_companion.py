@@ -7,6 +7,7 @@ import select
 import signal
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tests.replicator.receivers import Received, certificate, receiving, status
 from tests.replicator.test_cli import blobcask
 
 LOOPBACK = {"CALLBACKS__ALLOWED_NETWORKS": "127.0.0.0/8"}
-GONE_S = 30.0
+GONE_S = 60.0
 
 
 def replicator_of(served: Served, after: int = 0) -> int:
@@ -110,7 +111,8 @@ def test_after_everything_is_killed_at_completion_the_callback_still_comes(root:
             workers = served.workers()
             served.process.kill()
             for worker in workers:
-                os.kill(worker, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it may have noticed the end of the first
+                    os.kill(worker, signal.SIGKILL)
                 assert gone(worker)
         assert receiver.received == []
         with serving(root, ACCOMPANIED, **LOOPBACK) as served:
@@ -211,6 +213,12 @@ def test_a_runner_learns_the_address_that_the_settings_give(root: Path) -> None:
     url = "https://files.example.org"
     with serving(root, WITH_RUNNER, GATEWAY__PUBLIC_URL=url) as served:
         assert environ(runner_of(served))["BLOBCASK_GATEWAY__PUBLIC_URL"] == url
+
+
+def test_a_runner_is_not_told_that_all_addresses_are_one(root: Path) -> None:
+    with serving(root, WITH_RUNNER, GATEWAY__BIND="0.0.0.0:0") as served:
+        told = environ(runner_of(served))["BLOBCASK_GATEWAY__PUBLIC_URL"]
+        assert told == f"http://127.0.0.1:{served.port}"
 
 
 def test_a_runner_that_is_killed_is_started_anew_and_the_log_names_it(root: Path) -> None:

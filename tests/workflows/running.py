@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+import msgspec
 from highway_dsl import WorkflowBuilder
 
+from cas.catalog import Transaction
 from cas.config import GatewaySettings, Settings, Size, StoreSettings, Url, WorkflowSettings
+from cas.events import subscription_id
 from cas.keys import load_keys
-from cas.records import ENDED, Step
+from cas.records import ENDED, Step, Subscription
 from cas.store import Store
 from workflows.definitions import Definition
 from workflows.engine.runner import Runner
@@ -78,6 +81,18 @@ class Bench:
 
     def cancel(self, run: str) -> None:
         self.workflows.runs(TENANT, ACTOR).cancel(run)
+
+    def end_the_time(self, run: str, wait: str) -> None:
+        """The time of a wait that takes long is over now."""
+
+        def change(txn: Transaction) -> None:
+            found = txn.get(Subscription, subscription_id(TENANT, run, wait))
+            assert found is not None
+            now_us, seq = txn.now_us, txn.position.seq + 1
+            over = msgspec.structs.replace(found, expires_at=now_us, open_until=now_us, seq=seq)
+            txn.replace(over)
+
+        self.store.catalog.write(change)
 
     def step(self, run: str, task: str, iteration: str = "") -> Step | None:
         for step in self.view(run).steps:

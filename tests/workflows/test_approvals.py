@@ -331,6 +331,8 @@ def test_whoever_has_an_address_is_mailed_links_of_his_own(mailing: Workflows) -
         ("mail", "ada@example.org", approval.approval_id),
         ("mail", "bob@example.org", approval.approval_id),
     ]
+    pairs = mailing.approvals("acme", "svc").links("", approval)
+    assert [pair.form()["mailed"] for pair in pairs] == [True, False, True]
     for index, (_, mail) in zip((0, 2), sent, strict=True):
         approve, reject = urls(mailing, approval, index)
         assert mail["to"] == approval.addressees[index]

@@ -112,7 +112,10 @@ def test_a_beat_is_written_when_it_is_due(root: Path, clock: HandClock) -> None:
         now_s = 10.0
         beating.looked()
         beating.beat(3)
-        assert beat_of(store).failures == 0
+        assert (beat_of(store).failures, beat_of(store).only) == (0, None)
+        now_s = 15.0
+        beating.beat(3, only=2)
+        assert beat_of(store).only == 2
         assert not (root / "runner.new").exists()
 
 
@@ -165,6 +168,22 @@ def test_a_runner_that_is_silent_or_fails_is_told(root: Path) -> None:
             assert runner_of(made.store).trouble() == [told]
 
 
+def test_a_runner_for_some_runs_leaves_others_waiting(root: Path) -> None:
+    with bench(root) as made:
+        now_us = made.store.clock.now_us()
+        made.submit(flow("t.say"))
+        with held(made.store, RunnerBeat(1, 0, now_us, only=1)):
+            assert runner_of(made.store).trouble() == []  # its own
+            made.submit(flow("t.say"))
+            (told,) = runner_of(made.store).trouble()
+            assert told == "only runs that a command line carries out go on: other workflows wait"
+            assert runner_of(made.store).for_all is None
+        with held(made.store, of_all := RunnerBeat(1, 0, now_us, barred={"t.say": "no"})):
+            assert runner_of(made.store).trouble() == []
+            assert runner_of(made.store).for_all == of_all
+        assert runner_of(made.store).for_all is None
+
+
 def test_a_runner_that_starts_is_not_silent(root: Path) -> None:
     with bench(root) as made:
         made.submit(flow("t.say"))
@@ -194,6 +213,7 @@ def test_a_runner_tells_what_it_has_taken_up_and_what_is_at_work(made: Bench) ->
         until(lambda: beat_of(made.store).steps == 1, "a beat that tells of the step")
         beat = beat_of(made.store)
         assert (beat.pid, beat.runs, beat.waits) == (os.getpid(), 1, False)
+        assert (beat.only, list(beat.barred)) == (None, ["tools.shell.run"])
         assert beat.oldest_step_us > 0
         assert runner_of(made.store).open == {QUEUED: 0, RUNNING: 1, WAITING: 0}
     finally:

@@ -9,14 +9,16 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast, final
 
 import pytest
 from highway_dsl import WorkflowBuilder
 
 from cas.alone import is_held
+from cas.beats import last_beat
 from cas.cli.call import Call
 from cas.errors import CatalogFailed, InvalidRequest
-from cas.runner import PLACE
+from cas.runner import PLACE, STATUS, RunnerBeat
 from cas.setting_sources import load_settings
 from cas.store import Store
 from tests.conftest import CHECKOUT
@@ -24,7 +26,7 @@ from tests.end_to_end.nodes import environ_of, until
 from tests.gateway.served import WITH_RUNNER, serving
 from tests.workflows.running import ACTOR, TENANT, bench
 from workflows.engine.runner import Runner
-from workflows.runs_cli import LocalRuns, follow, read_definition
+from workflows.runs_cli import TROUBLE_LOOKS, LocalRuns, RunsView, follow, read_definition
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +72,16 @@ from highway_dsl import WorkflowBuilder
 def get_workflow():
     builder = WorkflowBuilder(name="shelling")
     builder.task("say", "tools.shell.run", args=["echo {{who | default('nobody')}}"])
+    return builder.build()
+"""
+FLAKY = """
+from datetime import timedelta
+from highway_dsl import WorkflowBuilder
+
+def get_workflow():
+    builder = WorkflowBuilder(name="flaky")
+    builder.task("bad", "tools.shell.run", args=["false"])
+    builder.retry(max_retries=2, delay=timedelta(0))
     return builder.build()
 """
 URL = {"GATEWAY__PUBLIC_URL": "https://files.example.org"}
@@ -225,7 +237,7 @@ def test_without_an_address_a_run_says_how_it_would_get_one(root: Path, tmp_path
 def test_what_may_not_run_here_is_refused_before_anybody_does_his_part(
     root: Path, tmp_path: Path
 ) -> None:
-    """Not where a runner is at work: it has settings of its own."""
+    """By the settings of the runner that is at work, where one is."""
     (tmp_path / "shell.py").write_text(SHELL)
     submit = ("workflow", "run", str(tmp_path / "shell.py"))
     with serving(root, WITH_RUNNER, WORKFLOWS__ALLOW_SHELL="yes") as served:
@@ -240,8 +252,117 @@ def test_what_may_not_run_here_is_refused_before_anybody_does_his_part(
         to_server = ("--server", served.address, "--token", served.token("manage_workflows"))
         afar = blobcask(beside, *submit, *to_server)
         assert (afar.returncode, sentence in afar.stderr) == (2, True)
+        until("the runner has told its settings", lambda: told_by_itself(root))
+        allowed = {**beside, "BLOBCASK_WORKFLOWS__ALLOW_SHELL": "yes"}
+        near = blobcask(allowed, *submit)
+        assert (near.returncode, sentence in near.stderr) == (2, True)
         listed = blobcask(beside, "workflow", "list", "--json", *to_server)
         assert len(json.loads(listed.stdout)["runs"]) == 1
+
+
+def told_by_itself(root: Path) -> bool:
+    """Whether the last beat is of the process that has the place."""
+    beat, place = last_beat(root / STATUS, RunnerBeat), root / PLACE
+    return beat is not None and is_held(place) and place.read_text().strip() == str(beat.pid)
+
+
+def test_a_run_from_the_command_line_carries_out_no_other(
+    environ: Mapping[str, str], file: Path
+) -> None:
+    """Other tenants' least of all: the settings of this terminal are not those of the server."""
+    submit = ("workflow", "run", str(file), "--input", "name=Ada")
+    acmes = [blobcask(environ, *submit, "--tenant", "acme", "--detach").stdout for _ in range(2)]
+    ran = blobcask(environ, *submit)
+    assert ran.returncode == 0, ran.stderr
+    listed = blobcask(environ, "workflow", "list", "--tenant", "acme", "--json")
+    assert "Trouble: no runner runs: workflows wait\n" in listed.stderr
+    statuses = {run["run_id"]: run["status"] for run in json.loads(listed.stdout)["runs"]}
+    assert statuses == {run_id.strip(): "queued" for run_id in acmes}
+    one = acmes[0].strip()
+    resumed = blobcask(environ, "workflow", "resume", one, "--tenant", "acme")
+    assert resumed.returncode == 0, resumed.stderr
+    listed = blobcask(environ, "workflow", "list", "--tenant", "acme", "--json")
+    assert {run["run_id"]: run["status"] for run in json.loads(listed.stdout)["runs"]} == {
+        **statuses,
+        one: "completed",
+    }
+
+
+def test_the_error_of_a_step_is_told_in_place_of_what_it_came_to(
+    root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "ask.py").write_text(ASK)
+    environ = {**environ_of(root, {}), "PYTHONWARNINGS": "default"}  # without an address
+    ran = blobcask(environ, "workflow", "run", str(tmp_path / "ask.py"), "--json")
+    assert ran.returncode == 11, ran.stderr
+    form = json.loads(ran.stdout)
+    shown = blobcask(environ, "workflow", "show", form["run_id"], "--step", "ask")
+    assert (shown.returncode, shown.stdout) == (11, "")
+    assert shown.stderr == f"ask: failed ({form['steps'][0]['error']})\n"
+    with serving(root) as served:
+        to_server = ("--server", served.address, "--token", served.token("manage_workflows"))
+        afar = blobcask(environ, "workflow", "show", form["run_id"], "--step", "ask", *to_server)
+        assert (afar.returncode, afar.stderr) == (11, shown.stderr)
+
+
+def test_that_nobody_carries_runs_out_is_told_of_a_server_too(
+    root: Path, file: Path, environ: Mapping[str, str]
+) -> None:
+    with serving(root) as served:  # without a runner
+        to_server = ("--server", served.address, "--token", served.token("manage_workflows"))
+        submit = ("workflow", "run", str(file), "--input", "name=Ada", "--detach")
+        detached = blobcask(environ, *submit, *to_server)
+        run_id = detached.stdout.strip()
+        for words in (("list",), ("show", run_id)):
+            told = blobcask(environ, "workflow", *words, *to_server)
+            assert told.stderr == "Trouble: no runner runs: workflows wait\n"
+        assert blobcask(environ, "workflow", "cancel", run_id, *to_server).returncode == 0
+        ended = blobcask(environ, "workflow", "show", run_id, *to_server)
+        assert ended.stderr == ""
+
+
+@final
+class Looks:
+    """A server's run, which ends after so many looks."""
+
+    def __init__(self, looks: int, trouble: list[str]) -> None:
+        self._looks = looks
+        self._trouble = trouble
+
+    def get(self, run_id: str) -> dict[str, Any]:
+        self._looks -= 1
+        status = "running" if self._looks else "completed"
+        return {"run_id": run_id, "status": status, "steps": [], "trouble": self._trouble}
+
+
+@pytest.mark.parametrize(
+    ("looks", "here", "told"),
+    [(TROUBLE_LOOKS, False, 0), (3 * TROUBLE_LOOKS, False, 1), (3 * TROUBLE_LOOKS, True, 0)],
+    ids=["a moment", "long", "this process does"],
+)
+def test_who_follows_a_run_is_told_once_that_nobody_carries_it_out(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    looks: int,
+    here: bool,
+    told: int,
+) -> None:
+    monkeypatch.setattr("workflows.runs_cli.LOOK_S", 0.0)
+    runs = cast(RunsView, Looks(looks, ["no runner runs: workflows wait"]))
+    follow(Call(), runs, "r", lambda: here)
+    assert capsys.readouterr().err == "Trouble: no runner runs: workflows wait\n" * told
+
+
+def test_a_step_that_failed_tells_how_often_it_was_tried(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "flaky.py").write_text(FLAKY)
+    allowed = environ_of(root, {"WORKFLOWS__ALLOW_SHELL": "yes"})
+    ran = blobcask(
+        {**allowed, "PYTHONWARNINGS": "default"}, "workflow", "run", str(tmp_path / "flaky.py")
+    )
+    assert ran.returncode == 11, ran.stderr
+    line = "  bad: failed after 3 attempts (tools.shell.run: 'false' ended with 1)\n"
+    assert line in ran.stderr
+    assert line in ran.stdout
 
 
 def test_the_links_of_an_approval_are_told_whole(
@@ -251,7 +372,7 @@ def test_the_links_of_an_approval_are_told_whole(
     (tmp_path / "approve.py").write_text(APPROVE)
     with asking(environ, tmp_path / "approve.py", "ask") as (process, run_id):
         assert process.stderr is not None
-        told = [process.stderr.readline() for _ in range(4)]
+        told = [process.stderr.readline() for _ in range(5)]
         process.send_signal(signal.SIGINT)
         process.wait(60)
     form = json.loads(blobcask(environ, "workflow", "show", run_id, "--json").stdout)
@@ -262,6 +383,7 @@ def test_the_links_of_an_approval_are_told_whole(
         for does, which in (("approves", "approve_url"), ("rejects", "reject_url"))
     ]
     assert len(lines) == 4
+    lines.append("    no mail goes to Ada, Bob: pass the links on\n")
     assert told == lines
     shown = blobcask(environ, "workflow", "show", run_id)
     assert "".join(lines) in shown.stdout
@@ -368,9 +490,13 @@ def test_a_server_runs_what_is_submitted_to_it(root: Path, file: Path) -> None:
         until("it is completed", completed)
         whole = blobcask(environ, "workflow", "show", run_id, "--step", "keep", *to_server)
         assert json.loads(whole.stdout)["storage_ref"]
-        failed = blobcask(environ, "workflow", "run", str(file), *to_server)
+        refused = blobcask(environ, "workflow", "run", str(file), *to_server)
+        assert refused.returncode == 2
+        assert "nothing is named 'name'" in refused.stderr
+        file.write_text(KEEP.replace("{{name}}", "{{name.first}}"))
+        failed = blobcask(environ, "workflow", "run", str(file), "--input", "name=Di", *to_server)
         assert failed.returncode == 11
-        assert "name" in failed.stdout
+        assert "there is no 'first' in a text" in failed.stdout
 
 
 def test_who_follows_a_run_is_told_that_its_runner_ended(
@@ -385,7 +511,7 @@ def test_who_follows_a_run_is_told_that_its_runner_ended(
         flow.task("wait", "t.wait", kwargs={"name": "never"})
         run = made.submit(flow)
         runs = LocalRuns(made.store, made.workflows, TENANT, ACTOR)
-        with runs.carried_out() as check, pytest.raises(CatalogFailed, match="no sync"):
+        with runs.carried_out([run], print) as check, pytest.raises(CatalogFailed, match="no sync"):
             follow(Call(), runs, run, check)
 
 

@@ -365,6 +365,73 @@ def test_tasks_depend_on_what_is_there_and_in_no_circle() -> None:
     assert "depends on itself" in str(refused(circle))
 
 
+def test_two_tasks_of_one_name_are_told_as_that() -> None:
+    twice = refused(lambda b: b.task("a", "t").task("a", "t"))
+    assert (twice.value, "two tasks were given one name" in twice.reason) == ("a", True)
+    around = refused(lambda b: b.task("a", "t").task("b", "t").task("a", "t"))
+    assert "(a after b after a)" in around.reason or "(b after a after b)" in around.reason
+
+
+def with_fields(task: str, **fields: Any) -> str:
+    """One of each operator, one of them with fields that the builder does not write."""
+    value = json.loads(written(one_of_each))
+    value["tasks"][task].update(fields)
+    return json.dumps(value)
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "told"),
+    [
+        ("emit_event", {"depends_on": ["a"]}, "'depends_on'; did you mean 'dependencies'"),
+        ("wait_for_event", {"timeout_second": 5}, "'timeout_second'; did you mean 'timeout_sec"),
+        ("join", {"retry": {"max_retries": 3}}, "'retry'; did you mean 'retry_policy'"),
+        ("wait", {"timeout_policy": {"timeout": "PT1S", "at_once": True}}, "'at_once'; there are "),
+        ("emit_event", {"retry_policy": {"max_retrys": 3}}, "'max_retrys'; did you mean 'max_ret"),
+    ],
+)
+def test_a_field_that_nobody_knows_is_named(task: str, fields: dict[str, Any], told: str) -> None:
+    assert f"workflow '{task}': there is no field {told}" in refused_text(
+        with_fields(task, **fields)
+    )
+
+
+def test_fields_that_nobody_knows_are_found_at_the_top_and_in_branches_and_bodies() -> None:
+    assert "'timout'" in refused_text(changed(one_task, timout=5))
+    wrong = {"max_retries": 2, "wait": "PT1S"}
+    assert "no field 'wait'" in refused_text(changed(one_task, default_retry_policy=wrong))
+    value = json.loads(written(one_of_each))
+    value["tasks"]["parallel"]["branch_workflows"]["one"]["tasks"]["b"]["retries"] = 3
+    assert "workflow 'b': there is no field 'retries'" in refused_text(json.dumps(value))
+    value = json.loads(nested(2, {"task_id": "z", "operator_type": "task", "function": "t"}))
+    value["tasks"]["l"]["loop_body"][0]["loop_body"][0]["depends_on"] = ["l0"]
+    assert "workflow 'z': there is no field 'depends_on'" in refused_text(json.dumps(value))
+
+
+@pytest.mark.parametrize("empty", [None, False, "", [], {}])
+def test_a_field_of_a_later_highway_dsl_that_says_nothing_is_passed_over(empty: Any) -> None:
+    assert Definition.parse(with_fields("join", of_the_future=empty)) == parsed(one_of_each)
+    assert Definition.parse(changed(one_of_each, of_the_future=empty)) == parsed(one_of_each)
+
+
+def test_events_of_operators_may_have_a_correlation_key() -> None:
+    for name in ("wait_for_event", "emit_event"):
+        for key, found in (("order_1", "order_1"), ("{{order}}", "{{order}}"), ("", None)):
+            tasks = Definition.parse(with_fields(name, correlation_key=key)).tasks
+            assert tasks[name].correlation_key == found
+        assert "correlation_key: 1 to" in refused_text(with_fields(name, correlation_key="a\n"))
+        assert "correlation_key: a text" in refused_text(with_fields(name, correlation_key=7))
+        assert "{{ a" in refused_text(with_fields(name, correlation_key="{{ a"))
+
+
+def test_a_time_for_branches_that_would_not_be_kept_is_refused() -> None:
+    def join(**given: Any) -> Definition:
+        return parsed(lambda b: b.parallel_with_join("p", {"one": two_tasks}, **given))
+
+    assert join() == join(timeout_seconds=300)
+    with pytest.raises(InvalidWorkflow, match="'p_join': timeout_seconds of branches is not"):
+        join(timeout_seconds=1)
+
+
 def test_a_template_that_cannot_be_read_is_named_with_its_task() -> None:
     odd = refused(lambda b: b.task("a", "t").task("b", "t", kwargs={"x": ["{{ y + }}"]}))
     assert odd.value == "b"
@@ -600,8 +667,11 @@ def test_a_definition_has_so_many_tasks_at_most() -> None:
 def test_tools_that_are_not_there_are_named() -> None:
     definition = parsed(lambda b: b.foreach("each", "{{xs}}", lambda f: f.task("one", "t.odd")))
     definition.check_tools(["t.odd"])
-    with pytest.raises(InvalidWorkflow, match=r"t\.odd"):
+    with pytest.raises(InvalidWorkflow, match=r"'t\.odd'; there are t\.even"):
         definition.check_tools(["t.even"])
+    misspelt = parsed(lambda b: b.task("one", "tools.storage.request_uplaod"))
+    with pytest.raises(InvalidWorkflow, match=r"; did you mean 'tools\.storage\.request_upload'"):
+        misspelt.check_tools(["tools.storage.request_upload", "tools.storage.store"])
     with pytest.raises(InvalidWorkflow, match=r"'one': t\.odd: not on Sundays"):
         definition.check_tools(["t.odd"], {"t.odd": "not on Sundays"})
 

@@ -168,6 +168,18 @@ def test_nobody_can_write_the_marks(world: World, server: LlmServer) -> None:
     assert len(first) == 32
 
 
+def test_an_attachment_is_a_reference_or_what_is_told_of_a_file(
+    world: World, server: LlmServer
+) -> None:
+    reference = world.put_paper(0)["ref"]
+    told = {"storage_ref": reference, "filename": "a.pdf", "size_bytes": 1}  # as `{{item}}` gives
+    for ref in (reference, told):
+        world.ask(at(server), attachments=[{"type": "storage_ref", "ref": ref}])
+        assert papers()[0].marks[0] in " ".join(server.asked[-1].text.split())
+    with pytest.raises(InvalidWorkflow, match=r"attachments\[0\]\.ref: a text, not a list"):
+        world.ask(at(server), attachments=[{"type": "storage_ref", "ref": [reference]}])
+
+
 def test_attachments_are_sent_as_files(world: World, server: LlmServer) -> None:
     image = world.put(b"\x89PNG\r\n\x1a\n", "x.png", "image/png")
     text = world.put(b"plain words", "x.txt", "text/plain")
@@ -486,7 +498,10 @@ def test_the_server_lets_none_through_before_all_are_there(server: LlmServer) ->
 
     def post(key: str) -> int:
         answer = httpx.post(
-            f"{server.url}/chat/completions", json=body, headers={"Idempotency-Key": key}
+            f"{server.url}/chat/completions",
+            json=body,
+            headers={"Idempotency-Key": key},
+            timeout=60,
         )
         done.set()
         return answer.status_code
@@ -509,7 +524,7 @@ def test_the_server_may_answer_what_a_test_wants() -> None:
 
     with LlmServer(answer=answer) as server:
         body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
-        answered = httpx.post(f"{server.url}/chat/completions", json=body).json()
+        answered = httpx.post(f"{server.url}/chat/completions", json=body, timeout=60).json()
     assert answered["choices"][0]["message"]["content"] == "HELLO"
 
 

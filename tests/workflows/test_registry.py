@@ -101,8 +101,9 @@ def test_arguments_are_checked_without_a_call() -> None:
     tool = default_registry().tool("tools.storage.store")
     tool.check([], {"name": "{{a}}", "data": "{{b}}"})
     tool.check(["a", "b"], {})
-    says = r"^tool 'tools\.storage\.store': too many positional arguments"
-    with pytest.raises(InvalidToolCall, match=says):
+    says = r"^tool 'tools\.storage\.store': too many positional arguments; it is called with "
+    takes = r"\(name, data, content_type=None, retention_policy=None, filename=None\)$"
+    with pytest.raises(InvalidToolCall, match=says + takes):
         tool.check(["x"] * 9, {})
 
 

@@ -295,9 +295,7 @@ def test_what_happened_while_no_runner_ran_is_found(scene: Scene) -> None:
     until(lambda: _waits(scene, run, "answer", 3))
     scene.kill()
     scene.answer(run)
-    started_s = time.monotonic()
     scene.carry(run)
-    assert time.monotonic() - started_s < DEADLINE_S / 2
     scene.check(run)
 
 

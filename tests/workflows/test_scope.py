@@ -90,6 +90,17 @@ def test_afterwards_nothing_of_it_is_kept(shared: Bench) -> None:
     assert kept_bytes < held_bytes / 10
 
 
+def test_the_run_is_known_unless_something_else_has_its_name(shared: Bench) -> None:
+    with seen(shared) as known:
+        run_id = known["run_id"]
+        assert shared.view(run_id).run.run_id == run_id
+        assert "run_id" in set(known)
+    with seen(shared, {"run_id": 7}) as known:
+        assert known["run_id"] == 7
+    with seen(shared, {"run_id": 7}, run_id=8) as known:
+        assert known["run_id"] == 8
+
+
 def test_a_long_text_is_as_long_as_it_is(shared: Bench) -> None:
     told = '[{"a": 1, "b": [2]}, "ü"], \\ ' * 50_000  # JSON within a text is no structure
     with seen(shared, told=told, told2=[told, told]) as known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -55,7 +56,7 @@ def test_the_command_of_the_acceptance_workflow() -> None:
     )
     assert said == {
         "stdout": "Workflow complete. Download your summary at: "
-        "https://files.example.org/d/1/a.txt?expires=1&signature=x\n",
+        "https://files.example.org/d/1/a.txt?expires=1&signature=x",
         "stderr": "",
         "exit_code": 0,
         "truncated": False,
@@ -80,7 +81,7 @@ def test_what_a_template_gives_stays_one_word(value: str) -> None:
 
 
 def test_there_is_no_shell() -> None:
-    assert run("echo $HOME > x | cat; *")["stdout"] == "$HOME > x | cat; *\n"
+    assert run("echo $HOME > x | cat; *")["stdout"] == "$HOME > x | cat; *"
 
 
 def test_spaces_and_quotes_inside_of_a_template_cut_no_word() -> None:
@@ -100,9 +101,7 @@ def test_braces_in_quotes_inside_of_a_template_do_not_end_it() -> None:
 @pytest.mark.parametrize(("value", "word"), [(3, "3"), ([1, "a b"], '[1,"a b"]'), (None, "null")])
 def test_a_value_that_is_no_text_is_json(value: Any, word: str) -> None:
     calling = Calling("t", "r", "s", NOWHERE, settings(), render=lambda _text: value)
-    assert (
-        default_registry().tool("tools.shell.run")(calling, "echo {{v}}")["stdout"] == word + "\n"
-    )
+    assert default_registry().tool("tools.shell.run")(calling, "echo {{v}}")["stdout"] == word
 
 
 def test_the_program_is_never_a_template() -> None:
@@ -130,8 +129,9 @@ def test_a_template_with_a_nul_is_refused() -> None:
 
 
 def test_an_unknown_program_is_named() -> None:
-    with pytest.raises(ToolFailed, match="'no-such-program' cannot be run: No such file"):
+    with pytest.raises(ToolFailed, match="'no-such-program' cannot be run: No such file") as failed:
         run("no-such-program")
+    assert not failed.value.again
 
 
 def test_the_environment_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,13 @@ def test_it_reads_nothing_from_the_terminal() -> None:
 
 def test_what_it_says_on_both_streams_is_kept_apart() -> None:
     said = run("sh -c 'echo out; echo err >&2'")
-    assert (said["stdout"], said["stderr"]) == ("out\n", "err\n")
+    assert (said["stdout"], said["stderr"]) == ("out", "err")
+
+
+def test_outputs_are_without_the_newlines_at_their_end() -> None:
+    said = run("printf '\\n two\\nlines \\n\\n'")
+    assert said["stdout"] == "\n two\nlines "  # as `$(…)`: nothing else is taken away
+    assert run("printf '\\n\\n'")["stdout"] == ""
 
 
 def test_bytes_that_are_no_text_are_replaced() -> None:
@@ -162,13 +168,15 @@ def test_bytes_that_are_no_text_are_replaced() -> None:
 
 
 def test_an_exit_code_fails_the_step_with_what_was_said() -> None:
-    with pytest.raises(ToolFailed, match="'sh' ended with 3: no luck"):
+    with pytest.raises(ToolFailed, match="'sh' ended with 3: no luck") as failed:
         run("sh -c 'echo no luck >&2; exit 3'")
+    assert failed.value.again
 
 
 def test_a_signal_fails_the_step() -> None:
-    with pytest.raises(ToolFailed, match="ended by SIGTERM"):
+    with pytest.raises(ToolFailed, match="ended by SIGTERM") as failed:
         run("sh -c 'kill -TERM $$'")
+    assert failed.value.again
     with pytest.raises(ToolFailed, match="ended by signal 40"):  # of real time: it has no name
         run("sh -c 'kill -40 $$'")
 
@@ -182,7 +190,7 @@ def gone(pid: int) -> bool:
 
 
 def wait_until(content: Callable[[], bool]) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not content():
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -201,11 +209,12 @@ def test_at_its_time_limit_it_is_killed_with_all_it_started(
         return 600.0 if pids.exists() and pids.read_text().endswith("\n") else 0.0
 
     monkeypatch.setattr(shell, "time", SimpleNamespace(monotonic=monotonic))
-    with pytest.raises(ToolFailed, match="'sh' took over 600 s"):
+    with pytest.raises(ToolFailed, match="'sh' took over 600 s") as failed:
         run(
             f"sh -c 'sleep 600 & echo $! > {pids}; trap \"\" TERM; echo begun; sleep 600'",
             settings(shell_timeout=Duration(600 * SECOND_US)),
         )
+    assert failed.value.again
     wait_until(lambda: gone(int(pids.read_text())))
 
 
@@ -219,7 +228,7 @@ def test_what_it_leaves_in_the_background_is_neither_waited_for_nor_left() -> No
 def test_of_what_it_says_the_beginning_is_kept() -> None:
     said = run("sh -c 'seq 1 100000; echo done >&2'", settings(shell_output=Size(4096)))
     assert said["stdout"].startswith("1\n2\n3\n")
-    assert (len(said["stdout"]), said["stderr"], said["truncated"]) == (4096, "done\n", True)
+    assert (len(said["stdout"]), said["stderr"], said["truncated"]) == (4096, "done", True)
 
 
 def test_all_that_is_allowed_may_be_said() -> None:
@@ -236,12 +245,13 @@ def test_a_command_that_talks_without_end_is_killed_at_its_time() -> None:
 def test_what_is_left_in_the_background_is_not_listened_to() -> None:
     begun = time.monotonic()
     said = run("sh -c 'yes & sleep 0.1; echo end >&2'", settings(shell_output=Size(1 << 24)))
-    assert said["stderr"] == "end\n"
+    assert said["stderr"] == "end"
     assert time.monotonic() - begun < 30
 
 
 def test_no_descriptor_is_left_open() -> None:
     run("true")
+    gc.collect()  # what other tests have left does not go meanwhile
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         run("true")
@@ -249,7 +259,7 @@ def test_no_descriptor_is_left_open() -> None:
             run("false")
         with pytest.raises(ToolFailed):
             run("no-such-program")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_it_takes_its_argument_before_templates_are_filled_in() -> None:

@@ -311,8 +311,40 @@ def test_a_sum_of_many_is_too_deep_and_nothing_worse() -> None:
 
 def test_long_texts_may_stand_around_short_templates() -> None:
     text = "{ } " * 100_000 + "{{n}}"
-    assert templates.check(text) == len("{{n}}")
+    assert templates.check(text).size_bytes == len("{{n}}")
     assert templates.Rendering(KNOWN).text(text) == "{ } " * 100_000 + "3"
+
+
+@pytest.mark.parametrize(
+    ("text", "reads"),
+    [
+        ("plain {% set a = b %}", []),
+        ("{{a}} {{b.c[d]}}", ["a", "b", "d"]),
+        ("{{'{{a}}' ~ b}}", ["b"]),
+        ("{{a + b * -c}} {{[d, not e]}}", ["a", "b", "c", "d", "e"]),
+        ("{{a | join(b) | upper}}", ["a", "b"]),
+        ("{{a is none}}", ["a"]),
+        ("{{a is defined}} {{a.b is undefined}}", []),
+        ("{{a.b | default(c)}} {{(a ~ b) | default}}", ["c"]),
+        ("{{a and b or c}}", ["a"]),
+        ("{{a is defined and a > 3}}", []),
+        ("{{a < b < c}}", ["a", "b"]),
+        ("{{a in b}}", ["a", "b"]),
+    ],
+)
+def test_the_names_that_a_template_cannot_do_without(text: str, reads: list[str]) -> None:
+    found = templates.check([{"x": text}]).reads
+    assert sorted(found) == reads
+    assert set(found.values()) <= {text}
+    for name in reads:  # as it is when they are filled in
+        known = {one: 1 for one in reads if one != name}
+        with pytest.raises(InvalidWorkflow):
+            templates.Rendering(known).text(text)
+
+
+def test_the_names_that_a_condition_cannot_do_without() -> None:
+    assert sorted(templates.check_condition("{{a}} == 'x' and {{b}} > 3").reads) == ["a"]
+    assert sorted(templates.check_condition("'{{a}}' != b").reads) == ["a", "b"]
 
 
 def test_a_long_condition_is_refused_at_once() -> None:

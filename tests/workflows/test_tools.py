@@ -467,6 +467,7 @@ def test_an_approval_waits_for_a_decision(
     assert waiting.timeout_s is None
     links = waiting.shown["links"]
     assert [one["addressee"] for one in links] == ["Ada", "Bob"]
+    assert [one["mailed"] for one in links] == [False, False]
     which = "approve_url" if decision == "approved" else "reject_url"
     assert links[1][which].startswith(f"{world.server.address}/api/v1/approvals/")
     assert decide(world, links[1][which], "fine") in (200, 303)
@@ -744,4 +745,4 @@ def test_a_command_runs_where_the_tools_are(place: Place, run: str) -> None:
     settings = Settings()
     allowed = msgspec.structs.replace(settings.workflows, allow_shell=True)
     tools = Toolbox(place, run=run, settings=msgspec.structs.replace(settings, workflows=allowed))
-    assert tools.shell.run("echo here")["stdout"] == "here\n"
+    assert tools.shell.run("echo here")["stdout"] == "here"

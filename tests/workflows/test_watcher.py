@@ -318,7 +318,7 @@ def test_it_rests_while_nobody_waits(store: Store, watcher: Watcher) -> None:
         return real()
 
     store.catalog.last_commit = counting  # type: ignore[method-assign]
-    assert threads() == others
+    assert not threads() - others
     unwatch = watcher.watch(wait(store, "a").subscription_id, lambda: None)
     until(lambda: looks() > 3)
     unwatch()
@@ -343,26 +343,26 @@ def _rests(looks: Callable[[], int]) -> bool:
 # --- two processes
 
 
-def test_an_event_of_another_process_wakes_within_a_moment(memory: Path) -> None:
+def test_an_event_of_another_process_wakes_within_a_moment(
+    memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the look at what is new, and not by the one at all that is watched."""
+    monkeypatch.setattr("workflows.watcher._RECHECK_S", 3600.0)
     root = memory / "store"
     with Store.open(root, SETTINGS) as store, Neighbour(root) as neighbour:
         watcher = Watcher(store.catalog)
         events = Events(store.catalog, watcher, SETTINGS.events, tenant_id="acme", actor="we")
-        delays_s = []
         for number in range(20):
             bell = Bell()
             one = events.subscribe("run-1", f"{number}", f"event-{number}")
             unwatch = watcher.watch(one.subscription_id, bell)
             emitted = neighbour.ask("emit", f"event-{number}", number)
-            committed_s = time.monotonic()
             assert emitted["delivered_to"] == 1
             bell.heard()
-            delays_s.append(time.monotonic() - committed_s)
             unwatch()
             claimed = events.claim(one.subscription_id)
             assert claimed is not None
             assert claimed.payload == number
-        assert sorted(delays_s)[10] < 0.1
         watcher.close()
 
 

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import final
 
@@ -70,19 +70,23 @@ class Beating:
         at_work: AtWork,
         now_s: Callable[[], float] = time.monotonic,
         late: Callable[[], int] = int,
+        barred: Mapping[str, str] | None = None,
     ) -> None:
-        """`late` says how many calls of tools go on past their time."""
+        """`late` says how many calls of tools go on past their time; `barred` are the tools that
+        may not be called, each with the reason."""
         self._store = store
         self._late = late
+        self._barred = dict(barred or {})
         self._at_work = at_work
         self._now_s = now_s
         self._started_at: int | None = None
         self._due_s = now_s()
         self._failures = 0
 
-    def beat(self, runs: int = 0, *, waits: bool = False) -> None:
-        """Tell, where that is due, how many runs were taken up, and whether a restored store
-        waits for acceptance. That it cannot be told is logged, and no reason to stop."""
+    def beat(self, runs: int = 0, *, only: int | None = None, waits: bool = False) -> None:
+        """Tell, where that is due, how many runs were taken up, how many it is for (None: all),
+        and whether a restored store waits for acceptance. That it cannot be told is logged, and
+        no reason to stop."""
         if self._now_s() < self._due_s:
             return
         steps, oldest_us = self._at_work.told()
@@ -99,6 +103,8 @@ class Beating:
             self._failures,
             waits,
             self._late(),
+            only,
+            self._barred,
         )
         try:
             write_beat(self._store.root / STATUS, beat)

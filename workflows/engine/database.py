@@ -22,6 +22,9 @@ there is to do is done in a moment, in places of its own beside the calls.
 
 A message whose execution is gone is dropped: its run has ended, and was forgotten.
 
+A database may be opened for some runs alone: the messages of all others are then leased at once,
+for nobody, and the next one that is opened ends these leases with all that it finds.
+
 The file gives back what it needed for a large run (`auto_vacuum`, in portions).
 
 stabilize dates messages by the wall clock. Where that steps back, what is queued would be due
@@ -107,11 +110,18 @@ class Database:
     """What comes next in each run. Safe for threads, except `close`."""
 
     def __init__(
-        self, folder: Path, task: Task, concurrency: int, at: Callable[[str], None]
+        self,
+        folder: Path,
+        task: Task,
+        concurrency: int,
+        at: Callable[[str], None],
+        only: frozenset[str] | None = None,
     ) -> None:
         """`task` does the steps, `concurrency` calls of tools at a time. `at` is told of places
-        where tests kill the process."""
+        where tests kill the process. With `only` these runs go on, and what there is of others
+        stays as it is."""
         _configure()
+        self._only = only
         folder.mkdir(exist_ok=True)
         _remove_if_unfit(folder / FILE)
         _make(folder / FILE)
@@ -122,6 +132,8 @@ class Database:
         self._queue = _Queue(url, at, self._shares, Places(_BESIDE))
         self._queue._create_table()
         self._queue.release_all()
+        if only is not None:
+            self._queue.hold_all_but(only)
         self._queue.mend_times()
         tasks = TaskRegistry()
         tasks.register(_KIND, task)
@@ -138,7 +150,9 @@ class Database:
                 max_workers=threads,
                 retry_delay=_AGAIN,
                 enable_lock_heartbeat=False,
-                recovery_interval_seconds=_REPAIR_S,
+                # It looks at all runs. Of some alone, what stands still goes on when it is next
+                # carried out.
+                recovery_interval_seconds=_REPAIR_S if only is None else 0.0,
                 recovery_max_age_hours=_EVER_HOURS,
                 retention_sweep_interval_seconds=_FORGET_S,
             ),
@@ -161,8 +175,15 @@ class Database:
     def start(self, beat: Callable[[], None] = _nothing) -> None:
         """Go on with what was begun before, and with what is begun from now on; `beat` is called
         now and then."""
-        _Recovery(self._store, self._queue, beat).recover_pending_workflows()
+        recovery = _Recovery(self._store, self._queue, beat)
+        for run in self._restriction():
+            recovery.recover_pending_workflows(run)
         self._processor.start()
+
+    def rest(self) -> bool:
+        """Take no more messages; whether none is at work any more."""
+        self._processor.request_stop()
+        return not self._processor.active_count
 
     def begin(
         self,
@@ -191,10 +212,12 @@ class Database:
         return bool(self._store.exists(execution.identifier))
 
     def runs(self) -> set[str]:
-        """The runs that have an execution here, which may have ended since."""
+        """The runs that have an execution here, which may have ended since: of those that it is
+        for."""
         connection = self._store._get_connection()
         rows = connection.execute("SELECT DISTINCT application FROM pipeline_executions")
-        return {str(run) for (run,) in rows}
+        found = {str(run) for (run,) in rows}
+        return found if self._only is None else found & self._only
 
     def ring(self, execution: Execution, spot: Spot) -> None:
         """Have a stage look again: at once where it sleeps, else when it next wants to.
@@ -215,8 +238,13 @@ class Database:
         ever_ms = int((time.time() + _EVER_S) * 1000)  # whatever the clock said then
         return [
             Execution.parse(self._store.retrieve_execution_summary(identifier).name)
-            for identifier in self._store.completed_workflow_ids(ever_ms, _PAGE)
+            for run in self._restriction()
+            for identifier in self._store.completed_workflow_ids(ever_ms, _PAGE, run)
         ]
+
+    def _restriction(self) -> list[str] | list[None]:
+        """What stabilize is asked for, one after the other: None means all runs."""
+        return [None] if self._only is None else sorted(self._only)
 
     def forget(self, execution: Execution) -> None:
         """Drop an execution, wherever it is: what of it is at work finds nothing when it ends."""
@@ -560,6 +588,18 @@ class _Queue(SqliteQueue):
         """End all leases: they are those of a runner that is no more."""
         connection = self._get_connection()
         connection.execute(f"UPDATE {_TABLE} SET locked_until = NULL")  # noqa: S608
+        connection.commit()
+
+    def hold_all_but(self, runs: frozenset[str]) -> None:
+        """Lease the messages of all other runs, for nobody, until the next `release_all`."""
+        connection = self._get_connection()
+        connection.execute(
+            f"UPDATE {_TABLE} SET locked_until = ? "  # noqa: S608
+            f"WHERE coalesce({_told(_TABLE, 'execution_id')}, '') NOT IN "
+            "(SELECT id FROM pipeline_executions "
+            "WHERE application IN (SELECT value FROM json_each(?)))",
+            ((datetime.now(UTC) + self.lock_duration).isoformat(), json.dumps(sorted(runs))),
+        )
         connection.commit()
 
     def mend_times(self) -> None:

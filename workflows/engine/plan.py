@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
-from typing import final
+from typing import Final, final
 
 from workflows.definitions import (
     ALL_DONE,
@@ -25,6 +25,9 @@ from workflows.engine.spots import END, Spot
 
 # Rules by which a task begins although something before it failed: it takes up the failure.
 TOLERANT = (ALL_DONE, *EARLY)
+# Names that templates know besides the inputs and the results: of a loop's item, and of the run.
+OF_ITEMS: Final = ("item", "index", "loop")
+RUN_ID: Final = "run_id"
 
 
 @final
@@ -42,6 +45,7 @@ class Plan:
         self._ways: dict[str, tuple[tuple[Task, Task], ...]] = {}
         self._ways_into: dict[str, list[Task]] = {}
         self._named: dict[str, dict[str, list[str]]] = {}
+        self._certain = {""}  # with the run itself
         self._take("", "", list(definition.tasks.values()))
 
     def _take(self, level: str, parallel: str, tasks: list[Task]) -> None:
@@ -58,6 +62,13 @@ class Plan:
         ways = ways_of(here, ordered)
         implied = implied_of({name: here[name].dependencies for name in ordered})
         self._awaited.update(awaited_of(here, ordered))
+        taken_up = {
+            name for task in tasks if task.trigger_rule in TOLERANT for name in task.dependencies
+        }
+        for name in ordered:
+            before = [parallel or level, *here[name].dependencies]
+            if not ways[name].around and name not in taken_up and self._certain.issuperset(before):
+                self._certain.add(name)
         for task in tasks:
             task_id = task.task_id
             self._ways[task_id] = tuple((here[one], here[way]) for one, way in ways[task_id].around)
@@ -112,6 +123,16 @@ class Plan:
             found.append(self.tasks[level])
             level = self.level_of[level]
         return found[::-1]
+
+    def visible(self, level: str) -> set[str]:
+        """The names that the templates of a level may know besides the inputs: see `Scope`."""
+        found = {RUN_ID, *(OF_ITEMS if level else ()), *self.named(level)}
+        return found | self.visible(self.level_of[level]) if level else found
+
+    def is_certain(self, task_id: str) -> bool:
+        """Whether the run can complete only if this task does, of a loop with items: no condition
+        leaves it out, and nobody takes up its failure, or that of what it comes after or is in."""
+        return task_id in self._certain
 
     def ways_into(self, task: Task) -> list[Task]:
         """Those that a task depends on, without what says nothing of its own: highway_dsl has

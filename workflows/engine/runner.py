@@ -1,5 +1,8 @@
 """The runner: the one process of a ROOT that carries its workflows out.
 
+One may also be for some runs alone, from a command line with settings of its own: it touches
+no others, and makes way for one that is for all.
+
 It takes up the open runs of the catalog, and is rung at each commit: a new run is begun, and
 a step whose wait has been given its event (by whatever process) is rung for. Whatever of this
 is missed by a crash is found again when the next runner starts.
@@ -11,17 +14,18 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, TypeVar, final
 
-from cas.alone import Alone
+from cas.alone import Alone, is_held
 from cas.catalog import Snapshot, pages
 from cas.errors import BlobcaskError, NotFound, RunEnded
 from cas.events import subscription_id
 from cas.records import ENDED, FAILED, WAITING, Run, Subscription
 from cas.restored import waits_for_acceptance
-from cas.runner import PLACE
+from cas.runner import FOR_ALL, PLACE
 from cas.store import Store
 from workflows.definitions import EARLY, FOREACH
 from workflows.engine.beating import Beating
@@ -32,7 +36,7 @@ from workflows.engine.spots import END, FORK, TIMER, Execution, Spot, outside, p
 from workflows.engine.steps import Steps
 from workflows.engine.verdicts import OVER, is_loop_over
 from workflows.run_view import RunView
-from workflows.tools.registry import Registry, default_registry
+from workflows.tools.registry import Registry, barred, default_registry
 from workflows.views import Workflows
 
 T = TypeVar("T")
@@ -68,20 +72,27 @@ class Runner:
         workflows: Workflows,
         *,
         registry: Registry | None = None,
+        only: Collection[str] | None = None,
         say: Callable[[str], None] = _nothing,
         at: Callable[[str], None] = _nothing,
     ) -> None:
-        """`say` gets remarks for people; `at` is told of places where tests kill the process:
+        """With `only` it carries out these runs, which are there already, and no others.
+
+        `say` gets remarks for people; `at` is told of places where tests kill the process:
         begun, called, subscribed, claimed, suspending, stored, signalling, finishing, finished.
         """
         self._store = store
         self._workflows = workflows
+        # Those of them that have not ended; None: it is for all.
+        self._only = None if only is None else frozenset(only)
         self._say = say
         # Steps at work still when `run` gave up waiting for them, however it ended: they begin
         # again with the next runner, so the process may end at once.
         self.left = 0
         self._steps = Steps(store, workflows, registry or default_registry(), at, self._end)
-        self._beating = Beating(store, self._steps.at_work, late=self._steps.late)
+        self._beating = Beating(
+            store, self._steps.at_work, late=self._steps.late, barred=barred(store.settings)
+        )
         self._at = at
         self._known: set[str] = set()  # runs that were taken up
         # Runs that ended, which the database drops in portions: a large one takes seconds, in which
@@ -99,14 +110,14 @@ class Runner:
         self._changed = threading.Condition()
 
     def run(self) -> None:
-        """Run until `stop`, waiting first while another process has the place.
+        """Run until `stop`, waiting first while another process has the place. One that is for
+        some runs alone returns, too, as soon as one is there that is for all.
 
         Raises CatalogFailed, CatalogClosed when the store must be opened anew: at once, since
         what is at work can record nothing any more.
         """
-        alone = Alone(self._store.root / PLACE)
-        try:
-            if not self._take(alone) or not self._accepted():
+        with ExitStack() as held:
+            if not self._take_all(held) or not self._accepted():
                 return
             database = self._opened()
             patience_s = 0.0
@@ -118,8 +129,6 @@ class Runner:
                 self.left = database.close(patience_s)
             if self._why is not None:
                 raise self._why
-        finally:
-            alone.close()
 
     def stop(self) -> None:
         """Have `run` return; from any thread, also before it is called."""
@@ -134,23 +143,48 @@ class Runner:
 
     # --- before
 
-    def _take(self, alone: Alone) -> bool:
+    def _take_all(self, held: ExitStack) -> bool:
+        """Take the places that it needs, until `held` ends; False when told to stop, or where it
+        makes way."""
+        # First the one that tells those that are for some runs alone to make way.
+        for name in (FOR_ALL, PLACE) if self._only is None else (PLACE,):
+            place = Alone(self._store.root / name)
+            held.callback(place.close)
+            if not self._take(place):
+                return False
+        return True
+
+    def _take(self, place: Alone) -> bool:
         told = False
-        while not alone.take():
+        while not self._makes_way():
+            if place.take():
+                return not self._stopping
             if not told:
-                self._say(f"Waiting: another runner (PID {alone.holder()}) runs here.")
+                self._say(self._why_it_waits(place.holder()))
                 told = True
             if self._pause(_PLACE_POLL_S):
                 return False
-        return not self._stopping
+        return False
+
+    def _why_it_waits(self, pid: str) -> str:
+        if self._only is None:
+            return f"Waiting: another runner (PID {pid}) runs here."
+        return (
+            f"Waiting: another command (PID {pid}) carries out its own runs here first; "
+            "`blobcask workflow serve` would carry out all at once."
+        )
+
+    def _makes_way(self) -> bool:
+        """Whether it is for some runs alone, and one that is for all is there, or comes."""
+        return self._only is not None and is_held(self._store.root / FOR_ALL)
 
     def _accepted(self) -> bool:
         """Wait while a restored store waits for somebody's look; False when told to stop."""
         told = False
-        while not self._stopping:
+        while not self._stopping and not self._makes_way():
             with self._store.catalog.read() as snapshot:
                 waits = waits_for_acceptance(snapshot)
-            self._beating.beat(waits=bool(waits))
+            self._beat(waits=bool(waits))
             if not waits:
                 return True
             if not told:
@@ -176,7 +210,7 @@ class Runner:
     def _started(self, folder: Path) -> Database:
         concurrency = self._store.settings.workflows.concurrency
         self._beat()  # a large file is looked through
-        database = Database(folder, self._steps, concurrency, self._at)
+        database = Database(folder, self._steps, concurrency, self._at, self._only)
         self._beat()
         self._steps.attach(database)
         try:
@@ -215,6 +249,8 @@ class Runner:
                 )
                 if self._stopping:
                     return
+                if self._makes_way():
+                    break
                 rung, self._rung = self._rung, []
                 moved, self._moved = self._moved, False
             self._beat()
@@ -242,6 +278,9 @@ class Runner:
                 self._beating.looked()
             if moved:
                 self._pause(_COALESCE_S)
+        # What is at work ends first: whoever comes next would begin it a second time beside it.
+        while not database.rest() and not self._pause(_PLACE_POLL_S):
+            self._beat()
 
     def _patience_s(self) -> float:
         """How long until the next look where nothing happens."""
@@ -260,13 +299,24 @@ class Runner:
             if not self._guarded(wait.workflow_run_id, self._answer, wait):
                 self._unanswered.append((time.monotonic() + _ROUND_S, wait))
 
-    def _beat(self) -> None:
-        self._beating.beat(len(self._known))
+    def _beat(self, *, waits: bool = False) -> None:
+        only = None if self._only is None else len(self._only)
+        self._beating.beat(len(self._known), only=only, waits=waits)
+
+    def _is_mine(self, run_id: str) -> bool:
+        return self._only is None or run_id in self._only
 
     def _open(self) -> set[str]:
-        """The runs of all tenants that have not ended: the runner's work."""
         with self._store.catalog.read() as snapshot:
-            return _open_in(snapshot)
+            return self._open_in(snapshot)
+
+    def _open_in(self, snapshot: Snapshot) -> set[str]:
+        """The runs that have not ended, of all tenants, or of those that it is for: its work."""
+        if self._only is not None:
+            self._only = frozenset(run for run in self._only if not _is_over(snapshot, run))
+            return set(self._only)
+        # Identifiers only: there may be very many.
+        return {run.run_id for page in pages(snapshot, Run, "open", ("open",)) for run in page}
 
     def _guarded(self, run_id: str, act: Callable[[T], None], what: T) -> bool:
         """Do something for one run; False where it has to be tried again.
@@ -315,7 +365,11 @@ class Runner:
             while page := snapshot.range(
                 Run, "open", ("open",), before=before, limit=_NEW, reverse=True
             ):
-                new = [run.run_id for run in page if run.run_id not in self._known]
+                new = [
+                    run.run_id
+                    for run in page
+                    if run.run_id not in self._known and self._is_mine(run.run_id)
+                ]
                 found += new
                 if not new:
                     break
@@ -326,7 +380,7 @@ class Runner:
     def _round(self, database: Database) -> None:
         """Let go of runs that have ended; begin what was missed, or stands still."""
         with self._store.catalog.read() as snapshot:
-            found = _open_in(snapshot)
+            found = self._open_in(snapshot)
             gone = [run_id for run_id in self._known - found if _is_over(snapshot, run_id)]
         for run_id in gone:
             self._known.discard(run_id)
@@ -440,6 +494,8 @@ class Runner:
     # --- the doorbell: called by the watcher's thread
 
     def _ring(self, wait: Subscription) -> None:
+        if not self._is_mine(wait.workflow_run_id):
+            return
         with self._changed:
             self._rung.append(wait)
             self._changed.notify_all()
@@ -453,11 +509,6 @@ class Runner:
         """Wait; True when told to stop."""
         with self._changed:
             return self._changed.wait_for(lambda: self._stopping, seconds)
-
-
-def _open_in(snapshot: Snapshot) -> set[str]:
-    # Identifiers only: there may be very many.
-    return {run.run_id for page in pages(snapshot, Run, "open", ("open",)) for run in page}
 
 
 def _is_over(snapshot: Snapshot, run_id: str) -> bool:

@@ -2,7 +2,7 @@
 
 The inputs and results of the run; inside of a loop also `item`, `index` (from 0), `loop` and
 the results of the same item's tasks, the inner loop's before the outer one's. Under a name that
-has no value otherwise, what a step shows that waits.
+has no value otherwise, what a step shows that waits; and last the run itself, as `run_id`.
 
 A value is read when a template names it: of all that a run knows, most templates name little.
 What is only asked for (`is defined`) is not read.
@@ -36,14 +36,13 @@ from cas.errors import InvalidWorkflow
 from cas.records import COMPLETED, RUNNING, WAITING, Step
 from workflows import templates
 from workflows.definitions import Task
-from workflows.engine.plan import Plan
+from workflows.engine.plan import OF_ITEMS, RUN_ID, Plan
 from workflows.engine.spots import Spot, inside, outside
 from workflows.run_log import RunLog
 
 READ_BYTES_MAX: Final = 32 << 20  # of all that the templates of one step read, as objects
 READING_AT_ONCE: Final = 2  # steps
 
-_OF_ITEMS: Final = ("item", "index", "loop")
 # What the objects take that such a byte of JSON stands for, measured and rounded up.
 _OBJECT_BYTES: Final = {b"[": 90, b"{": 130, b":": 60, b",": 60}
 _NO_ASCII_BYTES: Final = 26  # more for a text that is no ASCII
@@ -107,10 +106,10 @@ class Scope(Mapping[str, Any]):
         return name in self._found or (isinstance(name, str) and self._reader(name) is not None)
 
     def __iter__(self) -> Iterator[str]:
-        names = set(self._inputs)
+        names = {RUN_ID, *self._inputs}
         for level in self._levels:
             names |= self._plan.named(level.name).keys()
-            names |= set(_OF_ITEMS) if level.name else set()
+            names |= set(OF_ITEMS) if level.name else set()
         return (name for name in names if name in self)
 
     def __len__(self) -> int:
@@ -123,7 +122,7 @@ class Scope(Mapping[str, Any]):
             step = self._step(level, name, (COMPLETED,))
             if step is not None:
                 return partial(self._read, name, log.result, step.step_id, step.iteration)
-            if level.name and name in _OF_ITEMS:
+            if level.name and name in OF_ITEMS:
                 return partial(self._of_item, level, name)
         if name in self._inputs:
             return partial(self._inputs.get, name)
@@ -131,7 +130,7 @@ class Scope(Mapping[str, Any]):
             step = self._step(level, name, (WAITING, RUNNING))
             if step is not None:
                 return partial(self._read, name, log.shown, step.step_id, step.iteration)
-        return None
+        return (lambda: log.run_id) if name == RUN_ID else None
 
     def _step(self, level: _Level, name: str, states: tuple[str, ...]) -> Step | None:
         """The step whose value has this name: of several, the one that began last."""

@@ -185,8 +185,9 @@ class Work:
     def _wait_for_event(self, begun: Step) -> Any:
         with self._known() as known:
             name = templates.spelt(templates.render(self._task.event_name, known))
-        shown = {"event_name": name}
-        waiting = Waiting("wait_for_event", name, None, self._task.timeout_s, shown)
+            key = self._correlation_key(known)
+        shown = {"event_name": name, "correlation_key": key}
+        waiting = Waiting("wait_for_event", name, key, self._task.timeout_s, shown)
         return waiting.result(self._event(waiting))
 
     def _wait(self, begun: Step) -> Any:
@@ -236,14 +237,22 @@ class Work:
         with self._known() as known:
             name = templates.spelt(templates.render(self._task.event_name, known))
             payload = templates.render(self._task.payload, known)
+            key = self._correlation_key(known)
         emitted = self._kit.events_of(self._run, self._log).emit(
             name,
             payload,
+            key,
             # Another run may come to its wait later.
             hold_us=self._kit.settings.events.hold_max,
             key=step_key(spot.run, spot.step, "event"),
         )
         return {"event_id": emitted.event_id, "delivered_to": emitted.delivered_to}
+
+    def _correlation_key(self, known: Scope) -> str | None:
+        """Of which event of its name; None and "" are none, for that is what an empty template
+        gives."""
+        key = templates.render(self._task.correlation_key, known)
+        return None if key is None or key == "" else templates.spelt(key)
 
     def _join(self, begun: Step) -> Any:
         found = self._results_of(self._task.dependencies)

@@ -1,6 +1,7 @@
 """What a call of a language model brings besides its prompt.
 
-    {"type": "storage_ref", "ref": "hwy://…"}       a file of the tenant's
+    {"type": "storage_ref", "ref": "hwy://…"}       a file of the tenant's, or what an upload or
+                                                    `tools.storage.store` tells of it
     {"type": "text", "text": "…", "name": "…"}      a text; the name may be missing
 
 `[llm] attachments` says how files are sent: `text` extracts their text, `file` sends their
@@ -62,7 +63,7 @@ def _given(tool: str, where: str, value: Any) -> Given:
     rest = given.mapping(where, value)
     match rest.pop("type", None):
         case "storage_ref":
-            found = Given(reference=given.text(f"{where}.ref", rest.pop("ref", None)))
+            found = Given(reference=given.reference(rest.pop("ref", None), f"{where}.ref"))
         case "text":
             text = given.text(f"{where}.text", rest.pop("text", None))
             name = given.maybe_text(f"{where}.name", rest.pop("name", None))

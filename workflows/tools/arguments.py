@@ -72,11 +72,11 @@ class Arguments:
         policy = self.maybe_text("retention_policy", value)
         return None if policy is None else parse_retention(policy)
 
-    def reference(self, value: Any) -> str:
+    def reference(self, value: Any, name: str = "storage_ref") -> str:
         """A reference, or what `tools.storage.store` and uploads tell of a file."""
         if isinstance(value, Mapping) and "storage_ref" in value:
             value = value["storage_ref"]
-        return self.text("storage_ref", value)
+        return self.text(name, value)
 
     def data(self, value: Any) -> bytes:
         """Bytes: a text as UTF-8, `{"base64": …}`, or (in Python) bytes themselves."""

@@ -38,10 +38,15 @@ def call(
     temperature: float | None = None,
     max_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """Ask a model, and return `content`, with who gave it and what it counted.
+    """Ask a language `model` a `prompt`.
 
+    The result is `{content, model, requested_model, provider, usage, finish_reason}`.
     `requested_model` is what the step asked for, `model` what answered, `provider` its host,
-    or "local". Raises InvalidToolCall, ToolFailed, NotFound for a reference.
+    or "local": without a provider `local/extractive` answers whatever was asked for.
+
+    `attachments` is a list of `{"type": "storage_ref", "ref": …}`, a reference or what an upload
+    or `tools.storage.store` tells of a file, and of `{"type": "text", "text": …, "name": …}`.
+    `system` is the system's message, `temperature` 0 to 2, `max_tokens` the most of an answer.
     """
     given = Arguments(TOOL)
     settings = calling.settings.llm

@@ -1,13 +1,15 @@
 """The tools by the names that workflows call them.
 
-The built-in ones are loaded when they are first called: what knows only their names (the
-door, which judges definitions) needs none of their libraries. More come from the entry
-points of the group `blobcask.tools`:
+The built-in ones are loaded when they are first called, or their arguments are looked at; the
+libraries that they need are imported later still, so the door, which judges definitions, needs
+none of them. More come from the entry points of the group `blobcask.tools`:
 
     [project.entry-points."blobcask.tools"]
     "tools.acme.translate" = "acme.blobcask:translate"
 
-where `translate(calling, *args, **kwargs)` returns a JSON value or a `Waiting`.
+where `translate(calling, *args, **kwargs)` returns a JSON value or a `Waiting`. Only who calls
+such a tool loads it, and `blobcask workflow tools`, which tells of it: whatever its package takes,
+or needs around it, is the runner's matter. So nobody else knows its arguments.
 """
 
 from __future__ import annotations
@@ -58,10 +60,15 @@ def raw(function: F) -> F:
 class Tool:
     """One tool under its name; its function is loaded at the first use. Safe for threads."""
 
-    def __init__(self, name: str, load: Callable[[], ToolFunction]) -> None:
+    def __init__(
+        self, name: str, load: Callable[[], ToolFunction], *, foreign: bool = False
+    ) -> None:
+        """`foreign`: another package's, which is loaded by who calls it and nobody else."""
         self.name = name
+        self.foreign = foreign
         self._load = load
         self._function: ToolFunction | None = None
+        self._signature: inspect.Signature | None = None
 
     @property
     def function(self) -> ToolFunction:
@@ -80,10 +87,13 @@ class Tool:
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raise InvalidToolCall unless the tool can be called so; looks at no value."""
+        if self._signature is None:
+            self._signature = inspect.signature(self.function)
         try:
-            inspect.signature(self.function).bind(None, *args, **kwargs)
+            self._signature.bind(None, *args, **kwargs)
         except TypeError as error:
-            raise InvalidToolCall(self.name, str(error)) from None
+            reason = f"{error}; it is called with {arguments(self._signature)}"
+            raise InvalidToolCall(self.name, reason) from None
 
     def __call__(self, calling: Calling, *args: Any, **kwargs: Any) -> Any:
         """A JSON value, or a `Waiting`.
@@ -106,14 +116,17 @@ class Registry:
         """Take a tool; raises ValueError for a name that is taken or is none."""
         self.add_lazily(name, lambda: function)
 
-    def add_lazily(self, name: str, load: Callable[[], ToolFunction]) -> None:
-        """Take a tool that is loaded when it is needed; raises as `add`."""
+    def add_lazily(
+        self, name: str, load: Callable[[], ToolFunction], *, foreign: bool = False
+    ) -> None:
+        """Take a tool that is loaded when it is needed, a `foreign` one when it is called; raises
+        as `add`."""
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name of a tool, such as tools.acme.translate")
         if name in self._tools:
             # Which of the two a workflow calls must not hang on the order of installation.
             raise ValueError(f"there is a tool {name!r} already")
-        self._tools[name] = Tool(name, load)
+        self._tools[name] = Tool(name, load, foreign=foreign)
 
     def tool(self, name: str) -> Tool:
         """The tool of this name; raises InvalidToolCall."""
@@ -145,7 +158,7 @@ def installed() -> Registry:
     """
     registry = built_in()
     for point in entry_points(group=GROUP):
-        registry.add_lazily(point.name, point.load)
+        registry.add_lazily(point.name, point.load, foreign=True)
     return registry
 
 
@@ -159,6 +172,15 @@ def barred(settings: Settings) -> dict[str, str]:
     """The tools that are there and may not be called under these settings, each with the reason.
     Who takes a workflow asks, so that nobody has done his part by the time it is refused."""
     return {} if settings.workflows.allow_shell else {SHELL: SHELL_BARRED}
+
+
+def arguments(signature: inspect.Signature) -> str:
+    """What a tool takes, as Python writes it: (name, data, content_type=None)."""
+    bare = [
+        parameter.replace(annotation=inspect.Parameter.empty)
+        for parameter in list(signature.parameters.values())[1:]  # without `calling`
+    ]
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
 
 
 def _loader(where: str) -> Callable[[], ToolFunction]:

@@ -45,9 +45,17 @@ _SAID_CHARS_MAX: Final = 500  # of what a command that failed said, in the error
 def run(calling: Calling, command: str) -> dict[str, Any]:
     """Run a command; the result is `{"stdout", "stderr", "exit_code", "truncated"}`.
 
-    Of each output the beginning is kept, up to `[workflows] shell_output`; `truncated` says
-    whether there was more. Raises ToolFailed where commands are not allowed, for an exit code
-    that is not 0, and after `shell_timeout` or the step's own time.
+    `command` is a program and its words, and no shell reads it: `|`, `>`, `&&` and `$(…)` are
+    words like others, and `sh -c '…'` is the way to have them. It is split into words first, so
+    what a template gives stays inside of its word; the program itself is no template.
+
+    Each output is as `$(…)` would give it, without the newlines at its end, so that a condition
+    can compare it. Its beginning is kept, up to `[workflows] shell_output`; `truncated` says
+    whether there was more.
+
+    Fails where the operator does not allow commands. Fails, and is tried again where the step
+    has a retry policy, for an exit code that is not 0, for a signal, and after `shell_timeout`
+    or the step's own time.
     """
     settings = calling.settings.workflows
     if not settings.allow_shell:
@@ -59,8 +67,7 @@ def run(calling: Calling, command: str) -> dict[str, Any]:
     ):
         most_s = settings.shell_timeout / SECOND_US
         limit_s = most_s if calling.timeout_s is None else min(most_s, calling.timeout_s)
-        # Another attempt has the step's time again.
-        running.read(limit_s, settings.shell_output, again=limit_s < most_s)
+        running.read(limit_s, settings.shell_output)
         return running.outcome()
 
 
@@ -93,6 +100,12 @@ def _words(calling: Calling, command: str) -> list[str]:
 def _text(value: Any) -> str:
     """What a template gave, as templates inside of texts give it."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _said(output: bytes | bytearray) -> str:
+    """One output as text, as `$(…)` gives it: a newline that is at the end of nearly every one
+    would make each comparison with what a command says false."""
+    return bytes(output).decode(errors="replace").rstrip("\n")
 
 
 def _name(number: int) -> str:
@@ -139,9 +152,8 @@ class _Command:
             if pipe is not None:
                 pipe.close()
 
-    def read(self, timeout_s: float, output_bytes_max: int, *, again: bool = False) -> None:
-        """Read what it says until it ends, and keep so much; raises ToolFailed at its time, with
-        `again`.
+    def read(self, timeout_s: float, output_bytes_max: int) -> None:
+        """Read what it says until it ends, and keep so much; raises ToolFailed at its time.
 
         What it leaves running in the background is not waited for.
         """
@@ -162,7 +174,8 @@ class _Command:
                         break
                     if left_s <= 0:  # looked at each time: it may talk without a pause
                         told = f"{self._words[0]!r} took over {timeout_s:g} s"
-                        raise ToolFailed(_TOOL, told, again=again)
+                        # Another attempt has the whole time again.
+                        raise ToolFailed(_TOOL, told, again=True)
                     for key, _ in events:
                         if self._take(key.data, _CHUNK_BYTES) == 0:
                             ready.unregister(key.fileobj)
@@ -172,18 +185,18 @@ class _Command:
             os.close(ended)
 
     def outcome(self) -> dict[str, Any]:
-        """What a command that ended said; raises ToolFailed unless it ended well."""
+        """What a command that ended said; raises ToolFailed unless it ended well. Whether it
+        would end better another time only its author knows: his retry policy says so."""
         code = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         assert code is not None
-        said = {name: bytes(data).decode(errors="replace") for name, data in self._said.items()}
+        said = {name: _said(data) for name, data in self._said.items()}
         if code.si_code != os.CLD_EXITED:
-            raise ToolFailed(_TOOL, f"{self._words[0]!r} was ended by {_name(code.si_status)}")
+            told = f"{self._words[0]!r} was ended by {_name(code.si_status)}"
+            raise ToolFailed(_TOOL, told, again=True)
         if code.si_status:
             why = (said["stderr"].strip() or said["stdout"].strip())[-_SAID_CHARS_MAX:]
-            raise ToolFailed(
-                _TOOL,
-                f"{self._words[0]!r} ended with {code.si_status}" + (f": {why}" if why else ""),
-            )
+            told = f"{self._words[0]!r} ended with {code.si_status}" + (f": {why}" if why else "")
+            raise ToolFailed(_TOOL, told, again=True)
         return {**said, "exit_code": 0, "truncated": self._truncated}
 
     def _take(self, name: str, bytes_max: int) -> int:

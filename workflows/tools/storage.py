@@ -31,7 +31,13 @@ def store(
     retention_policy: str | None = None,
     filename: str | None = None,
 ) -> dict[str, Any]:
-    """Make `data` (a text, or `{"base64": …}`) a file of the run; durable on return."""
+    """Make `data` (a text, or `{"base64": …}`) a file of the run; durable on return.
+
+    The result is `{storage_ref, file_id, size_bytes, checksum_sha256, content_type, name,
+    expires_at}`. `name` is what listings call it, `filename` what it is downloaded as, and
+    `content_type` what is told of it there. `retention_policy` is `days:30`, `hours:12`,
+    `until:2030-01-01T00:00:00Z` or `forever`, or else the store's own.
+    """
     given = Arguments("tools.storage.store")
     file = calling.place.store(
         given.data(data),
@@ -55,7 +61,8 @@ def store(
 def retrieve(calling: Calling, storage_ref: Any) -> Any:
     """What a file holds: its text where it is UTF-8, else `{"base64": …}`.
 
-    Raises TooLarge above `[workflows] result_max`: what a step returns is kept with the run.
+    `storage_ref` is a reference, or what an upload or `tools.storage.store` tells of a file.
+    Fails above `[workflows] result_max`: what a step returns is kept with the run.
     """
     given = Arguments("tools.storage.retrieve")
     limit_bytes = calling.settings.workflows.result_max
@@ -67,14 +74,21 @@ def retrieve(calling: Calling, storage_ref: Any) -> Any:
 
 
 def get_url(calling: Calling, storage_ref: Any, expires_in: Any = URL_EXPIRES_IN_S) -> str:
-    """A signed URL that downloads the file without a login, for `expires_in` seconds."""
+    """A signed URL that downloads the file without a login, for `expires_in` seconds.
+
+    `storage_ref` is a reference, or what an upload or `tools.storage.store` tells of a file.
+    """
     given = Arguments("tools.storage.get_url")
     expires_in_s = given.maybe_whole("expires_in", expires_in)
     return calling.place.url(given.reference(storage_ref), expires_in_s)
 
 
 def delete(calling: Calling, storage_ref: Any) -> dict[str, Any]:
-    """Forget a file; raises NotFound, Held."""
+    """Forget a file; the result is `{storage_ref, deleted}`.
+
+    `storage_ref` is a reference, or what an upload or `tools.storage.store` tells of a file.
+    Fails where it is not there (NotFound), or is under a legal hold (Held).
+    """
     reference = Arguments("tools.storage.delete").reference(storage_ref)
     try:
         calling.place.delete(reference)
@@ -97,8 +111,19 @@ def request_upload(
     callback_url: str | None = None,
     redirect_url: str | None = None,
 ) -> dict[str, Any]:
-    """Ask a person for files. The result's `upload_url` is where to send him, and
-    `event_name` what to wait for; a step asks once, however often it is begun."""
+    """Ask a person for files; a step asks once, however often it is begun.
+
+    The result is `{upload_id, upload_token, upload_url, presigned_urls, event_name,
+    expires_at}`: `upload_url` is where to send the person, and `event_name` what to wait for.
+    That event's payload has `files`, and each of them `storage_ref`, `filename`, `size_bytes`
+    and `content_type`.
+
+    The page shows `name` and `prompt`, and takes up to `max_files`. `allowed_types` are
+    extensions, such as `["pdf", "jpg"]`, and none is any. `max_size_mb` is for each file, and 0
+    no limit but the store's. `expires_in` is in seconds. `retention_policy` is as of
+    `tools.storage.store`. `callback_url` is told of the end by a signed POST, and `redirect_url`
+    is where the page leads afterwards.
+    """
     given = Arguments("tools.storage.request_upload")
     size_mb = given.number("max_size_mb", max_size_mb)
     if size_mb > _SIZE_MB_MAX:

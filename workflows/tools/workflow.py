@@ -28,10 +28,12 @@ def wait_for_event(
     timeout_seconds: Any = None,
     correlation_key: str | None = None,
 ) -> Waiting:
-    """Sleep until the event comes; its payload is the result.
+    """Sleep until the event `event_name` comes; its payload is the result.
 
-    Fails when the time is over first, and when an upload that is waited for was cancelled or
-    has expired. An upload that was completed before the wait began is found.
+    With a `correlation_key` it is the event that was posted with this key, and without one that
+    was posted without. Fails when `timeout_seconds` are over first, and when an upload that is
+    waited for was cancelled or has expired. An upload that was completed before the wait began
+    is found.
     """
     given = Arguments(_WAIT)
     key = given.maybe_text("correlation_key", correlation_key)
@@ -67,12 +69,20 @@ def request_approval(
     """Put a question to people, and sleep until one of them decides it.
 
     The result is `{status, approved_by, decided_by, decided_at, comment, approval_id}`, where
-    `status` is approved, rejected, expired or cancelled: what follows must look at it.
-    Meanwhile the links are shown with the step. With `wait=False` the links are the result, and
+    `status` is approved, rejected, expired or cancelled. Each of them completes the step, so
+    what follows must look at it: a condition such as `{{decision.status}} == 'approved'`.
+
+    People read `title` and `message`. Of `addressees` those with an @ are mailed their links
+    where mail is set up; others are names, and nothing is sent to them. All links are shown with
+    the step while it waits, and `mailed` beside them says which were sent. `expires_in` is in
+    seconds, and a week unless it is said. With `one_click` a link decides when it is opened,
+    without a page in between; `redirect_url` is where it leads afterwards.
+
+    With `wait=False` the result is `{approval_id, event_name, links, expires_at}`, and
     `event_name` is what to wait for. A step asks (and mails) once, however often it is begun.
 
-    One approval of a key can be pending in a run: inside a foreach the key has the item in it,
-    such as `publish-{{index}}`. Fails with ApprovalKeyTaken otherwise.
+    One approval of an `approval_key` can be pending in a run: inside a foreach the key has the
+    item in it, such as `publish-{{index}}`. Fails with ApprovalKeyTaken otherwise.
     """
     given = Arguments(_APPROVAL)
     wanted = ApprovalRequest(
@@ -141,11 +151,22 @@ def register_webhook(
 ) -> dict[str, Any]:
     """Make an address that GitHub, Slack, Stripe, Twilio or another program calls.
 
+    The result is `{webhook_id, webhook_url, event_name, correlation_key, expires_at}`. Each call
+    whose signature is good is the event `event_name` with the `correlation_key`, if one is given;
+    its payload has `headers` and `body`. A step registers once, however often it is begun.
+
     `webhook_path` is what HTTP calls the webhook's `name`, and no part of its address, which is
-    made here. `signature_config` is `{"kind": "github", "secret_id": …}`. The kind `generic` by
-    itself is Standard Webhooks, and with further members what they say (`SignatureForm` in the
-    API's document). Each call whose signature is good is the event `event_name`. A step registers
-    once, however often it is begun.
+    made here. `signature_config` is `{"kind": "github", "secret_id": "hub"}`, of kind github,
+    slack, stripe, twilio or generic, and with the name that `blobcask secret set` keeps the
+    secret under. The kind `generic` by itself is Standard Webhooks. For another scheme its
+    members stand beside these two: `header`, which has the signature, and where they differ from
+    their defaults `prefix` (""), `algorithm` ("sha256"), `encoding` ("hex"), `signed` ("{body}"),
+    `id_header` and `timestamp_header` (none), `secret` ("text"), `tolerance` (300 s), `headers`
+    (none) and `delivery_header` (none). They are explained as `SignatureForm` at `/docs`.
+
+    `allowed_networks` are those that calls may come from, such as `["192.0.2.0/24"]`, and none
+    is any. With `single_use` it takes one call. `expires_in` is in seconds; without it the
+    webhook ends with its run.
 
     Each webhook needs a secret of its own: a call of one could be sent to another that has the
     same, unless its sender signs the address, as only Twilio does.
