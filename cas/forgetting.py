@@ -172,16 +172,15 @@ def execute_forgetting(catalog: Catalog, due: Due, now_us: int, keep_us: int) ->
 
 
 def forget_webhook(txn: Transaction, webhook: Webhook) -> bool:
-    """End a webhook, whenever it were over, and forget up to BATCH of the calls that came; True
-    when none is left and it is removed. The sweep goes on with one that is not."""
+    """Remove a webhook, whenever it were over: forget up to BATCH of the calls that came; True
+    when none is left and its record is gone. The sweep goes on with one that is not."""
     calls = _calls(txn, webhook, BATCH)
     for call in calls:
         txn.delete(call)
     if len(calls) < BATCH:
         txn.delete(webhook)
         return True
-    expires_at = min(txn.now_us, webhook.expires_at or txn.now_us)
-    txn.replace(msgspec.structs.replace(webhook, expires_at=expires_at, undated_at=None))
+    txn.replace(webhook.removed())
     return False
 
 

@@ -734,6 +734,15 @@ class Webhook(Record, frozen=True, array_like=True):
     # is another event; "refuse": it is the same.
     repeats: str = "refuse"
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether it is there only until all its calls are forgotten (`removed`)."""
+        return self.expires_at == 0
+
+    def removed(self) -> Webhook:
+        """The same, which ended before any was made: nobody is shown it, and the sweep comes."""
+        return msgspec.structs.replace(self, expires_at=0, undated_at=None)
+
     schema: ClassVar[Schema] = Schema(
         "webhooks",
         18,

@@ -23,7 +23,6 @@ import ipaddress
 import logging
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -177,31 +176,31 @@ class Webhooks:
         index = "tenant" if run is None else "run"
         prefix = (self._tenant_id,) if run is None else (self._tenant_id, run)
         with self._catalog.read() as snapshot:
-            return newest(snapshot, Webhook, index, prefix, cursor, limit)
+            page = newest(snapshot, Webhook, index, prefix, cursor, limit)
+        return Page([one for one in page.items if not one.is_removed], page.next_cursor)
 
     def remove(self, webhook_id: str) -> None:
         """Take no more calls; events that came stay. Durable on return; raises NotFound.
 
         Which calls came is forgotten with it. Where it were more than CALLS_FORGOTTEN_MAX, or
-        this is stopped half-way, it is over and the sweep goes on.
+        this is stopped half-way, it is there for nobody but the sweep, which goes on.
         """
 
-        def change(txn: Transaction) -> bool:
+        def begin(txn: Transaction) -> bool:
             return forget_webhook(txn, self._own(txn, webhook_id))
 
-        def write() -> bool:
-            return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
+        def go_on(txn: Transaction) -> bool:
+            left = txn.get(Webhook, webhook_id)
+            return left is None or forget_webhook(txn, left)
 
-        is_gone = write()
-        with suppress(NotFound):  # the sweep may be there first
-            for _ in range(1, CALLS_FORGOTTEN_MAX // BATCH):
-                if is_gone:
-                    break
-                is_gone = write()
+        for portion in range(CALLS_FORGOTTEN_MAX // BATCH):
+            change = go_on if portion else begin
+            if self._catalog.write(change, actor=self._actor, request_id=self._request_id):
+                break
 
     def _own(self, snapshot: Snapshot, webhook_id: str) -> Webhook:
         webhook = own(snapshot, Webhook, self._tenant_id, webhook_id)
-        if webhook is None:
+        if webhook is None or webhook.is_removed:
             raise NotFound("webhook", webhook_id)
         return webhook
 

@@ -1127,14 +1127,20 @@ def kept_bytes(store: Store) -> int:
 def test_the_calls_of_a_removed_webhook_are_forgotten_with_it(
     store: Store, clock: HandClock
 ) -> None:
-    own = webhooks(store)
-    webhook, other = (own.register(GITHUB_CALL) for _ in range(2))
+    own, key = webhooks(store), step_key(RUN, "register", "webhook")
+    webhook, other = own.register(GITHUB_CALL, key), own.register(GITHUB_CALL)
     take(store, other, github(b"{}"))
     before = kept_bytes(store)
     called_often(store, webhook, CALLS_FORGOTTEN_MAX + 7)
     own.remove(webhook.webhook_id)
     # Not all by one request: the sweep has the rest, and no call comes in between.
     assert len(remembered(store, webhook)) == 7
+    for look in (own.get, own.remove):
+        with pytest.raises(NotFound):
+            look(webhook.webhook_id)
+    with pytest.raises(NotFound):
+        own.register(GITHUB_CALL, key)
+    assert [one.webhook_id for one in own.list().items] == [other.webhook_id]
     with pytest.raises(WebhookClosed):
         take(store, webhook, github(b"{}"))
     swept(store, clock)
