@@ -289,6 +289,17 @@ def is_waiting(wait: Subscription) -> bool:
     return wait.delivered_at is None and wait.claimed_at is None
 
 
+def is_same(wait: Subscription, begun: Subscription) -> bool:
+    """Whether a record is still that of the wait `begun`. Where that one was dropped, its run and
+    step may have begun another one since, and the identifier is the same."""
+    return (wait.subscription_id, wait.event_name, wait.correlation_key, wait.created_at) == (
+        begun.subscription_id,
+        begun.event_name,
+        begun.correlation_key,
+        begun.created_at,
+    )
+
+
 def is_over(wait: Subscription, now_us: int) -> bool:
     """Whether its time ended at `now_us` (catalog time) before it was given an event."""
     return wait.open_until is not None and wait.open_until <= now_us

@@ -43,7 +43,7 @@ from cas.errors import (
     TooManyKept,
     TooManyWaiters,
 )
-from cas.records import CLIENT_STEP, NAMELESS_STEP
+from cas.records import CLIENT_STEP, NAMELESS_STEP, Subscription
 from cas.references import DIRECT_RUN, check_name
 from cas.setting_kinds import parse_duration
 from gateway import forms, idempotency
@@ -89,11 +89,14 @@ class WaitedForm(TypedDict):
     the one that was given, or a name that was made for the request, by which nobody can ask
     again. A timeout may come early:
     where the server stops, a workflow comes to wait with the same correlation key, or the client
-    sends more than 8 KiB before it is answered."""
+    sends more than 8 KiB before it is answered. With `ended` nothing is left of the wait that
+    was asked about: it was ended (DELETE), also where its name waits again since. To ask once
+    more would begin another."""
 
     status: Literal["delivered", "timeout"]
     subscription_id: str
     waiter: str
+    ended: NotRequired[Literal[True]]
     event_id: NotRequired[str]
     event_name: NotRequired[str]
     correlation_key: NotRequired[str | None]
@@ -106,7 +109,7 @@ class _Poll:
     """One request that waits."""
 
     caller: Caller
-    subscription_id: str
+    wait: Subscription  # as it was when this began: its name may wait for another event since
     waiter: str
     named: bool  # by the client, which can ask again by this name
 
@@ -223,13 +226,13 @@ class EventsResource:
             raise falcon.HTTPMethodNotAllowed(["GET"])
         parked: Parked | None = req.env.get(RESUMED)
         if parked is None:
-            claimed, parked = self._begin(req, tenant_id)
-            if PARKED in req.env:
+            form = self._begin(req, tenant_id)
+            if form is None:
                 return
         else:
             parked.leave()
-            claimed = self._end(req, parked)
-        forms.answer(resp, _waited(parked.kept, claimed))
+            form = self._end(req, parked)
+        forms.answer(resp, form)
 
     @operation(
         Right.BEARER,
@@ -252,7 +255,8 @@ class EventsResource:
 
         It needs what waiting needs. What the waiter was told is kept for nobody else, counts no
         more, and the name may wait for another event. Of a wait that goes on, and of one that
-        was not told its event yet, a held event is there for others.
+        was not told its event yet, a held event is there for others. Requests that wait under
+        the name are answered a timeout with `ended`, when their time is over at the latest.
         """
         caller, run = self._waiting_caller(req, tenant_id)
         waiter = req.get_param("waiter")
@@ -262,8 +266,9 @@ class EventsResource:
         events.end(run, f"{CLIENT_STEP}{check_name(waiter)}", req.get_param("event_id"))
         resp.status = 204
 
-    def _begin(self, req: falcon.Request, tenant_id: str) -> tuple[Claimed | None, Parked]:
-        """Begin the wait, or go on with it, in this thread where it cannot be parked."""
+    def _begin(self, req: falcon.Request, tenant_id: str) -> WaitedForm | None:
+        """Begin the wait, or go on with it, in this thread where it cannot be parked; None where
+        it is."""
         caller, run = self._waiting_caller(req, tenant_id)
         event_name = req.get_param("event_name")
         if not event_name:
@@ -291,10 +296,10 @@ class EventsResource:
                 )
             except KeyReused:
                 raise InvalidRequest("waiter", "this one waits for another event") from None
-            poll = _Poll(caller, wait.subscription_id, waiter, given is not None)
+            poll = _Poll(caller, wait, waiter, given is not None)
             parked = Parked(poll, req.context.request_id, patience_s)
-            claimed = _look(events, poll, last=not patience_s)
-            if claimed is None and patience_s:
+            form = _look(events, poll) if patience_s else _last_look(events, poll)
+            if form is None:
                 leaving.append(self._door.watch(wait, parked.ring))
                 if req.env.get(CAN_PARK):
                     parked.on_leaving(leaving)
@@ -302,18 +307,18 @@ class EventsResource:
                     req.env[PARKED] = parked
                 else:
                     parked.wait()
-                    claimed = _look(events, poll, last=True)
-            return claimed, parked
+                    form = _last_look(events, poll)
+            return form
         finally:
             for act in leaving:
                 act()
 
-    def _end(self, req: falcon.Request, parked: Parked) -> Claimed | None:
+    def _end(self, req: falcon.Request, parked: Parked) -> WaitedForm:
         """What came while it was parked. A client that left may have closed its sending side
         alone, and read still: it is told what nobody else may have any more."""
         poll: _Poll = parked.kept
         events = self._door.events(poll.caller, req.context.request_id)
-        return _look(events, poll, last=True, gone=parked.gone)
+        return _last_look(events, poll, gone=parked.gone)
 
     def _waiting_caller(self, req: falcon.Request, tenant_id: str) -> tuple[Caller, str]:
         """Who may wait here, and the run whose events are meant."""
@@ -342,16 +347,26 @@ class EventsResource:
             raise InvalidRequest("hold", str(error)) from None
 
 
-def _look(events: Events, poll: _Poll, *, last: bool, gone: bool = False) -> Claimed | None:
-    """What a wait came to. The last time, nothing is left of one that nobody can ask for; where
-    its client is `gone`, a held event is there for others again."""
-    look = events.claim
-    if last and not poll.named:
-        look = events.leave if gone else events.conclude
+def _look(events: Events, poll: _Poll) -> WaitedForm | None:
+    """What a wait came to; None while it goes on."""
     try:
-        return look(poll.subscription_id)
+        claimed = events.claim(poll.wait.subscription_id, poll.wait)
     except NotFound:  # ended meanwhile, or forgotten, since it took minutes to get here
-        return None
+        return {**_in_vain(poll), "ended": True}
+    return None if claimed is None else _waited(poll, claimed)
+
+
+def _last_look(events: Events, poll: _Poll, *, gone: bool = False) -> WaitedForm:
+    """The same when the time is over. Nothing is left of a wait that nobody can ask for; where
+    its client is `gone`, a held event is there for others again."""
+    if poll.named:
+        return _look(events, poll) or _in_vain(poll)
+    finish = events.leave if gone else events.conclude
+    try:
+        claimed = finish(poll.wait.subscription_id)
+    except NotFound:  # forgotten
+        claimed = None
+    return _in_vain(poll) if claimed is None else _waited(poll, claimed)
 
 
 def _accepted(emitted: Emitted) -> AcceptedForm:
@@ -370,16 +385,20 @@ def _accepted(emitted: Emitted) -> AcceptedForm:
     }
 
 
-def _waited(poll: _Poll, claimed: Claimed | None) -> WaitedForm:
-    if claimed is None or claimed.event is None:
-        return {
-            "status": "timeout",
-            "subscription_id": poll.subscription_id,
-            "waiter": poll.waiter,
-        }
+def _in_vain(poll: _Poll) -> WaitedForm:
+    return {
+        "status": "timeout",
+        "subscription_id": poll.wait.subscription_id,
+        "waiter": poll.waiter,
+    }
+
+
+def _waited(poll: _Poll, claimed: Claimed) -> WaitedForm:
+    if claimed.event is None:
+        return _in_vain(poll)
     return {
         "status": "delivered",
-        "subscription_id": poll.subscription_id,
+        "subscription_id": poll.wait.subscription_id,
         "waiter": poll.waiter,
         "event_id": claimed.event.event_id,
         "event_name": claimed.event.event_name,

@@ -218,22 +218,24 @@ class Events:
 
         return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
 
-    def claim(self, subscription_id: str) -> Claimed | None:
+    def claim(self, subscription_id: str, begun: Subscription | None = None) -> Claimed | None:
         """What the wait was given, or that its time is over; None while it waits.
 
         Durable on return: who asks again gets the same for `[events] keep`, whatever happened
-        to the answer. Raises NotFound, also for another tenant's; RunEnded where the run of its
-        step has ended, and what was not claimed is for others.
+        to the answer. Raises NotFound, also for another tenant's, and where the wait that was
+        `begun` is gone and its step waits anew; RunEnded where the run of its step has ended,
+        and what was not claimed is for others.
         """
         with self._catalog.read() as snapshot:
-            wait = self._own(snapshot, subscription_id)
+            wait = self._own(snapshot, subscription_id, begun)
             if wait.claimed_at is not None:
                 return self._claimed(snapshot, wait)
         if events.is_waiting(wait) and not events.is_over(wait, self._catalog.time().at_us):
             return None
 
         def change(txn: Transaction) -> Claimed | None:
-            taken = events.claim(txn, self._own(txn, subscription_id), self._settings.keep)
+            own = self._own(txn, subscription_id, begun)
+            taken = events.claim(txn, own, self._settings.keep)
             return self._claimed(txn, taken) if taken.claimed_at is not None else None
 
         return self._catalog.write(change, actor=self._actor, request_id=self._request_id)
@@ -354,9 +356,13 @@ class Events:
 
         self._catalog.write(change, actor=self._actor, request_id=self._request_id)
 
-    def _own(self, snapshot: Snapshot, subscription_id: str) -> Subscription:
+    def _own(
+        self, snapshot: Snapshot, subscription_id: str, begun: Subscription | None = None
+    ) -> Subscription:
         wait = snapshot.get(Subscription, subscription_id)
         if wait is None or wait.tenant_id != self._tenant_id:
+            raise NotFound("subscription", subscription_id)
+        if begun is not None and not events.is_same(wait, begun):
             raise NotFound("subscription", subscription_id)
         return wait
 

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, final
 from urllib.parse import quote
 
@@ -20,6 +21,9 @@ from cas.remote.wire import JSON, Wire
 
 # Of one request: short enough for the proxies in between, and for what servers allow.
 _POLL_S_MAX: Final = 30
+# How long the server may be silent when it is to forget what it told: the event is here, and who
+# waits for it must not be kept from it.
+_FORGETTING_S: Final = 2.0
 
 
 @final
@@ -67,7 +71,8 @@ class RemoteEvents:
         often as the server gives up; what comes in between is kept there.
 
         The answer's `status` is "delivered" or "timeout"; that may come early, where a workflow
-        comes to wait with the same correlation key. Under the name of a `waiter` the same wait
+        comes to wait with the same correlation key, or, then `ended` is true beside it, the wait
+        was ended under its name. Under the name of a `waiter` the same wait
         is found again, and the same event, by a process that takes over, until `end_wait`.
         Without one nothing is kept for later there. Another `run` than "direct" needs the
         permission manage_workflows.
@@ -86,12 +91,15 @@ class RemoteEvents:
             # Nobody else knows the name. Tried once: the event is here, and what is not ended now
             # is so after `[events] keep`.
             with suppress(BlobcaskError, httpx.TransportError):
-                self._end(self._wire.once, form["waiter"], form["event_id"], run)
+                once = partial(self._wire.once, silence_s=_FORGETTING_S)
+                self._end(once, form["waiter"], form["event_id"], run)
         return form
 
     def end_wait(self, waiter: str, event_id: str | None = None, *, run: str = DIRECT_RUN) -> None:
         """Have the server forget what this waiter was told, which is kept there for who asks
-        again: its name may wait for the next event then. Ends a wait that goes on, too.
+        again: its name may wait for the next event then. Ends a wait that goes on, too, for which
+        `wait` returns a timeout, `ended`, within seconds, or half a minute where the name waits
+        again at once; one that was just between two requests goes on.
 
         With the `event_id` that it was told, only where this is what the wait came to. Nothing
         happens where there is no such wait. Raises InvalidName, AccessDenied, ServerUnreachable.
@@ -114,7 +122,8 @@ class RemoteEvents:
                 # Nothing may be left of it there, which would take an event that others need.
                 params["linger"] = 0
             form = self._wire.form("GET", f"{self._path}/wait", params=params)
-            if form["status"] != "timeout" or not left_s:
+            # Of one that was ended nothing is left to go on with.
+            if form["status"] != "timeout" or form.get("ended") or not left_s:
                 return form
 
 

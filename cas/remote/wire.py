@@ -98,9 +98,11 @@ class Wire:
         form: object = None,
         headers: Mapping[str, str] | None = None,
         content: Iterable[bytes] | None = None,
+        silence_s: float | None = None,
     ) -> httpx.Response:
         """One attempt, for use inside `persist`: raises httpx.TransportError and Overloaded
-        too."""
+        too, and the first also when nothing moves for `silence_s` (None: as long as a large
+        body may need to be made durable)."""
         answer = self._http.request(
             method,
             self.url(path),
@@ -108,6 +110,7 @@ class Wire:
             json=form,
             content=content,
             headers=headers,
+            timeout=httpx.USE_CLIENT_DEFAULT if silence_s is None else silence_s,
         )
         raise_problem(answer)
         return answer

@@ -234,8 +234,23 @@ def test_a_wait_that_is_ended_meanwhile_is_told_so(narrow: Served, stack: ExitSt
     until(lambda: waiting(narrow) == 1, "it is parked")
     url = f"{HERE}/wait?waiter=ended"
     assert narrow.ask("DELETE", url, token=narrow.admin).status == 204
-    assert waiter.form()["status"] == "timeout"
+    told = waiter.form()
+    assert (told["status"], told["ended"]) == ("timeout", True)
     assert post(narrow, "ended") == 0
+
+
+def test_a_poll_is_not_told_what_its_name_waits_for_since(narrow: Served, stack: ExitStack) -> None:
+    waiter = stack.enter_context(Waiter(narrow, f"alpha&correlation_key=k1&waiter=turns{LONG}"))
+    until(lambda: waiting(narrow) == 1, "it is parked")
+    url = f"{HERE}/wait?waiter=turns"
+    assert narrow.ask("DELETE", url, token=narrow.admin).status == 204
+    since = "beta&correlation_key=k2&waiter=turns"
+    begin(narrow, since)
+    assert post(narrow, "beta", "of beta", correlation_key="k2") == 1
+    told = waiter.form()
+    assert (told["status"], told["ended"]) == ("timeout", True)
+    assert "payload" not in told
+    assert begin(narrow, since)["payload"] == "of beta"
 
 
 def test_events_for_one_run_wake_that_run(narrow: Served, stack: ExitStack) -> None:

@@ -356,6 +356,43 @@ def test_a_wait_without_a_step_that_was_in_vain_leaves_nothing(
         assert [wait.step for wait in snapshot.range(Subscription, "")] == ["a"]
 
 
+def test_who_asks_for_a_wait_that_is_gone_claims_nothing_of_the_next(
+    events: Events, store: Store, clock: HandClock
+) -> None:
+    gone: list[Subscription] = []
+    for name, key in (("alpha", "k1"), ("beta", "k2"), ("beta", None), ("beta", None)):
+        wait = events.subscribe("direct", "step", name, key)
+        for before in gone:
+            with pytest.raises(NotFound):
+                events.claim(before.subscription_id, before)
+        events.emit(name, 1, key)
+        for before in gone:
+            with pytest.raises(NotFound):
+                events.claim(before.subscription_id, before)
+        with store.catalog.read() as snapshot:
+            found = snapshot.get(Subscription, wait.subscription_id)
+        assert found is not None
+        assert found.claimed_at is None
+        clock.advance(1)
+        for _ in range(2):
+            claimed = events.claim(wait.subscription_id, wait)
+            assert claimed is not None
+            assert claimed.payload == 1
+        events.end("direct", "step")
+        gone.append(wait)
+
+
+def test_a_wait_that_counts_anew_is_the_same(events: Events, clock: HandClock) -> None:
+    begun = events.subscribe("direct", "step", "paid", None, SECOND_US, renew=True)
+    clock.advance(DAY_US)
+    assert events.claim(begun.subscription_id, begun) is not None
+    events.subscribe("direct", "step", "paid", None, SECOND_US, renew=True)
+    events.emit("paid", 7)
+    claimed = events.claim(begun.subscription_id, begun)
+    assert claimed is not None
+    assert claimed.payload == 7
+
+
 def test_concluding_takes_what_came_or_ends_the_wait(events: Events, of: Of) -> None:
     told, waiting_still = (events.subscribe("direct", step, step) for step in ("told", "never"))
     over = events.subscribe("direct", "over", "over", None, 0)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
+from typing import Any
 
 import pytest
 from highway_dsl import WorkflowBuilder
@@ -29,7 +34,7 @@ from cas.once import OnceKey
 from cas.remote import RemoteStore
 from cas.store import Store
 from tests.clocks import KEEP_US
-from tests.gateway.served import Served, serving
+from tests.gateway.served import PATIENCE_S, Served, serving, until
 from workflows.remote import RemotePlace
 from workflows.run_log import RunLog
 from workflows.run_view import TOLD_BYTES_MAX
@@ -103,14 +108,68 @@ def test_a_waiter_that_has_its_event_waits_for_the_next(store: RemoteStore) -> N
 
 
 def test_of_a_wait_without_a_name_nothing_is_kept_when_its_event_is_told(
-    store: RemoteStore, served: Served
+    store: RemoteStore, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cas.remote.events._FORGETTING_S", PATIENCE_S)  # of a slow machine
     name = unique("job")
     events = store.events()
     events.emit(name, 1, hold_s=60)
     told = events.wait(name, timeout_s=5)
     assert told["payload"] == 1
     poll_once(served, f"event_name={name}&waiter={told['waiter']}")
+
+
+def test_ending_a_wait_that_goes_on_ends_it_for_who_waits(store: RemoteStore) -> None:
+    name, waiter = unique("job"), unique("worker")
+    events = store.events()
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(events.wait, name, timeout_s=2 * PATIENCE_S, waiter=waiter)
+
+        def ended() -> bool:
+            events.end_wait(waiter)  # again: it may have come between two of its polls
+            return waiting.done()
+
+        until(ended)
+        told = waiting.result()
+    assert (told["status"], told["ended"]) == ("timeout", True)
+    assert events.wait(unique("other"), timeout_s=0, waiter=waiter)["status"] == "timeout"
+
+
+@contextmanager
+def silent_after_one_answer(form: dict[str, Any]) -> Iterator[tuple[str, Event]]:
+    """The address of a server that answers the first request and no other, and whether one more
+    has come."""
+    body = json.dumps(form).encode()
+    asked = Event()
+
+    def serve(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        with client:
+            client.recv(65536)
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
+            client.sendall(head.encode() + body)
+            asked_for = client.recv(65536)
+            if asked_for.startswith(b"DELETE"):
+                asked.set()
+            while asked_for:  # until the client gives it up
+                asked_for = client.recv(65536)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", asked
+
+
+def test_an_event_that_has_come_does_not_wait_for_the_server_to_forget_it() -> None:
+    told = {"status": "delivered", "waiter": "w", "event_id": "e", "payload": 1}
+    with silent_after_one_answer(told) as (address, asked), RemoteStore(address, "t") as store:
+        waited: list[object] = []
+        # Not in a pool, which would wait at its end for one that is kept for long.
+        waiting = Thread(target=lambda: waited.append(store.events("t").wait("e")), daemon=True)
+        waiting.start()
+        waiting.join(PATIENCE_S)
+        assert waited == [told]
+        assert asked.is_set()
 
 
 def polls(lines: list[str]) -> int:
