@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import select
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -128,10 +130,28 @@ class PacedUnreader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no ty
         self._waiting = waiting
         self._bytes_per_s_min = bytes_per_s_min
         self.pace = Pace(bytes_per_s_min)
+        self._wakeup: int | None = None  # an eventfd
 
     def begin_body(self) -> None:
         """Each body has a patience of its own."""
         self.pace = Pace(self._bytes_per_s_min)
+
+    def open_wakeup(self) -> None:
+        """From now on, until `close_wakeup`, `wake` ends the wait for more; raises OSError."""
+        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def wake(self) -> None:
+        """Have a read that waits, or would have to, raise BodyTooSlow. The socket is left as it
+        is: what is under way can be thrown away later, where a reset would destroy the answer.
+
+        In any thread, between these two."""
+        assert self._wakeup is not None
+        os.eventfd_write(self._wakeup, 1)
+
+    def close_wakeup(self) -> None:
+        assert self._wakeup is not None
+        wakeup, self._wakeup = self._wakeup, None
+        os.close(wakeup)
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         size = min(max(size_hint or 0, self.mxchunk), self.max_body_chunk)
@@ -163,12 +183,23 @@ class PacedUnreader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no ty
         with self._waiting():
             began = time.monotonic()
             try:
+                if self._wakeup is not None:
+                    self._await(self._wakeup)
+                    wait = 0  # for all that was asked for it would not be woken
                 received = receive(wait)
             except (BlockingIOError, TimeoutError):
                 raise BodyTooSlow(self.pace.moved_bytes) from None
             waited_s = time.monotonic() - began
         self.pace.moved(size(received), waited_s)
         return received
+
+    def _await(self, wakeup: int) -> None:
+        """Until anything has come; raises TimeoutError where it is woken, or after IDLE_S."""
+        poller = select.poll()
+        for end in (wakeup, self.sock.fileno()):
+            poller.register(end, select.POLLIN)
+        if self.sock.fileno() not in dict(poller.poll(IDLE_S * 1000)):
+            raise TimeoutError
 
 
 @final
@@ -231,20 +262,22 @@ class RequestBody(io.RawIOBase):
         self.received_bytes += count
         if count == 0 or self.received_bytes == self.length_bytes:
             self.ended = True
-            if self._place is not None and not self._room.keep(self._place):
-                self._request.force_close()  # nothing more can be read there
+            if self._place is not None:
+                self._room.keep(self._place)
         self.on_received(count)
         return count
 
     def hold(self, size_bytes: int, of_bytes: int) -> None:
         """So many bytes of it, `of_bytes` at most in the end, are about to be held in memory,
-        until `let_go`; raises NoRoom, and BodyTooSlow where it has given way to others."""
+        until `let_go`; raises NoRoom, BodyTooSlow where it has given way to others, and
+        OSError where there is no descriptor."""
         self._unreader.pace.must_end(of_bytes)
         wanted_bytes = size_bytes - _FIRST_BYTES
         if wanted_bytes <= 0:
             return
         if self._place is None:
-            self._place = Place(self.whose, self._stop_reading)
+            self._unreader.open_wakeup()
+            self._place = Place(self.whose, self._unreader.wake)
         self._end_of_patience()
         self._room.take(self._place, wanted_bytes - self._place.size_bytes)
 
@@ -253,6 +286,7 @@ class RequestBody(io.RawIOBase):
         if self._place is not None:
             self._room.give_back(self._place)
             self._place = None
+            self._unreader.close_wakeup()  # which nobody writes to any more
 
     def settle(self) -> None:
         """Decide, before the answer goes out, whether the connection can live on: a rest
@@ -275,12 +309,6 @@ class RequestBody(io.RawIOBase):
             raise BodyTruncated(0, self.length_bytes) from None
         if sent < len(_CONTINUE):
             raise BodyTooSlow(0)
-
-    def _stop_reading(self) -> None:
-        """Wake the thread that waits for more of it: for the kernel this is the end of what
-        comes, and an answer can still be sent."""
-        with suppress(OSError):
-            self._unreader.sock.shutdown(socket.SHUT_RD)
 
     def _end_of_patience(self) -> None:
         """Raise BodyTooSlow where it gives way to others."""

@@ -56,6 +56,7 @@ class Place:
         self.size_bytes = 0
         # Where it was told to give way: set when it has, or need not any more.
         self.left: threading.Event | None = None
+        self.awaited_bytes = 0  # what those take that wait for it to leave
 
 
 @final
@@ -80,11 +81,11 @@ class Room:
             with outside_slot():  # the other one's thread may need it, to leave
                 left.wait()
 
-    def keep(self, place: Place) -> bool:
-        """All of this body has come: it does not give way any more. False where it was told to
-        before, and its `end` was called."""
+    def keep(self, place: Place) -> None:
+        """All of this body has come: it does not give way any more, though its `end` may have
+        been called before."""
         with self._lock:
-            return not self._settle(place)
+            self._settle(place)
 
     def give_back(self, place: Place) -> None:
         """This body is held no more."""
@@ -100,12 +101,19 @@ class Room:
                 self._count(place, count)
                 self._arriving[place] = None
                 return None
-            # Who gives way itself waits for nobody: so no two ever wait for each other.
-            left = None if place.left is not None else self._make_way(place, whose)
-            if left is None:
-                self._complain("there is no room for more of", "were refused", place)
-                raise NoRoom
-            return left
+            left, told = None, None
+            if place.left is None:  # else it waits for nobody: so no two wait for each other
+                left, told = self._make_way(place, count, whose)
+            held_bytes, strangers_bytes = self.held_bytes, self._held[None]
+        # Outside the lock: where nobody reads the log, all others must go on.
+        if told is not None:
+            why, what = "others need the room of", "gave way"
+            self._complain(why, what, told, held_bytes, strangers_bytes)
+        elif left is None:
+            why, what = "there is no room for more of", "were refused"
+            self._complain(why, what, place, held_bytes, strangers_bytes)
+            raise NoRoom
+        return left
 
     def _full_with(self, whose: Holder, count: int) -> Callable[[Holder], bool] | None:
         """Whose bodies may give way to so many more bytes of this one; None where there is room
@@ -129,30 +137,34 @@ class Room:
             return lambda _other: False
         return lambda other: _party(other) == most
 
-    def _make_way(self, place: Place, whose: Callable[[Holder], bool]) -> threading.Event | None:
-        """Have the body end that has been arriving for longest, of those that are not told to
-        yet; None where it would be this one itself, and nobody is about to leave."""
+    def _make_way(
+        self, place: Place, count: int, whose: Callable[[Holder], bool]
+    ) -> tuple[threading.Event | None, Place | None]:
+        """Find a body that leaves, with enough for all who wait for it, or else have the one
+        end that has been arriving for longest. Its `left`, and itself where it is told only
+        now; no `left` where it would be this one itself, and nobody is about to leave."""
         left = None
         for other in self._arriving:
             if not whose(other.whose):
                 continue
             if other is place:
                 break
+            told = None
             if other.left is None:
-                other.left = threading.Event()
+                other.left, told = threading.Event(), other
                 other.end()
-                self._complain("others need the room of", "gave way", other)
-                return other.left
             left = other.left
-        return left
+            if told or other.awaited_bytes + count <= other.size_bytes:
+                other.awaited_bytes += count
+                return left, told
+        return left, None
 
-    def _settle(self, place: Place) -> bool:
-        """It gives way no more; whether it was told to."""
+    def _settle(self, place: Place) -> None:
+        """It gives way no more."""
         self._arriving.pop(place, None)
-        left, place.left = place.left, None
+        left, place.left, place.awaited_bytes = place.left, None, 0
         if left is not None:
             left.set()
-        return left is not None
 
     def _count(self, place: Place, count: int) -> None:
         place.size_bytes += count
@@ -162,13 +174,15 @@ class Room:
             if not self._held[whose]:
                 del self._held[whose]
 
-    def _complain(self, why: str, what: str, place: Place) -> None:
+    def _complain(
+        self, why: str, what: str, place: Place, held_bytes: int, strangers_bytes: int
+    ) -> None:
         # One line a minute, whoever asks for more: it must not fill the log too.
         if count := self._complaints.note(what):
             log.warning(
                 "%s the body of %r: %d of %d bytes are held, %d for addresses; "
                 "%d bodies %s since the last such line",
-                why, place.whose.name, self.held_bytes, self._bytes_max, self._held[None],
+                why, place.whose.name, held_bytes, self._bytes_max, strangers_bytes,
                 count, what,
             )  # fmt: skip
 

@@ -187,7 +187,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "worker_class": "gateway.worker.Worker",
             "worker_connections": min(
                 CONNECTIONS_MAX,
-                # Each may send a file, or store one.
+                # Each may send a file, store one, or be woken while it is held in memory.
                 max(gateway.threads + 1, (descriptors - self._waiters_here) // 2),
             ),
             "timeout": LOOP_TIMEOUT_S,

@@ -5,6 +5,7 @@ Invariant 11: no request holds a worker for ever.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import threading
@@ -336,8 +337,35 @@ def sent_by(wire: Wire, data: bytes) -> threading.Thread:
     return sender
 
 
+class Wakeups:
+    """By which those can be woken that wait for what is held."""
+
+    def __init__(self) -> None:
+        self.opened: list[int] = []
+        self.closed: list[int] = []
+
+
+@pytest.fixture
+def wakeups(monkeypatch: pytest.MonkeyPatch) -> Wakeups:
+    seen, eventfd, close = Wakeups(), os.eventfd, os.close
+
+    def opens(value: int, flags: int) -> int:
+        seen.opened.append(eventfd(value, flags))
+        return seen.opened[-1]
+
+    def closes(fd: int) -> None:
+        close(fd)
+        seen.closed.append(fd)
+
+    monkeypatch.setattr("gateway.body.os.eventfd", opens)
+    monkeypatch.setattr("gateway.body.os.close", closes)
+    return seen
+
+
 @pytest.mark.parametrize("is_chunked", [True, False])
-def test_what_is_held_of_a_body_takes_room_until_it_is_let_go(wire: Wire, is_chunked: bool) -> None:
+def test_what_is_held_of_a_body_takes_room_until_it_is_let_go(
+    wire: Wire, wakeups: Wakeups, is_chunked: bool
+) -> None:
     room = Room(4 * MANY_BYTES)
     data = b"x" * MANY_BYTES
     sender = sent_by(wire, chunked(data) if is_chunked else put(data))
@@ -349,13 +377,15 @@ def test_what_is_held_of_a_body_takes_room_until_it_is_let_go(wire: Wire, is_chu
     body.whose = Holder("somebody")  # known only now, as of the call of a webhook
     body.let_go()
     assert room.held_bytes == 0
+    assert len(wakeups.opened) == 1
+    assert wakeups.opened[0] in wakeups.closed
     room.take(Place(ANN, lambda: None), 2 * MANY_BYTES)
     body.let_go()
     assert room.held_bytes == 2 * MANY_BYTES
 
 
 def test_a_body_that_nobody_has_room_for_is_refused_and_small_ones_are_read_on(
-    wire: Wire,
+    wire: Wire, wakeups: Wakeups
 ) -> None:
     room = Room(4 * MANY_BYTES)
     room.take(Place(ANN, lambda: None), 2 * MANY_BYTES)
@@ -365,6 +395,8 @@ def test_a_body_that_nobody_has_room_for_is_refused_and_small_ones_are_read_on(
         wanted(body)
     body.let_go()
     assert room.held_bytes == 2 * MANY_BYTES
+    assert len(wakeups.opened) == 1
+    assert wakeups.opened[0] in wakeups.closed
     body.settle()
     assert wire.parser.mesg.should_close()  # its rest is not worth reading
     wire.ours.close()
@@ -376,6 +408,7 @@ def test_a_body_that_nobody_has_room_for_is_refused_and_small_ones_are_read_on(
         assert wanted(other.body(direct=True, room=room, whose=ANN)) == b"{}"
     finally:
         other.close()
+    assert len(wakeups.opened) == 1  # what takes no room needs none
 
 
 def test_room_is_for_bytes_that_came(wire: Wire) -> None:
@@ -430,19 +463,21 @@ def test_a_body_that_gives_way_while_its_sender_pauses_ends_at_once(is_chunked: 
         assert answered.wait(60)
         reader.join()
         assert wire.theirs.recv(3) == b"408"
+        # Who goes on sending meets no reset, which would destroy the answer.
+        wire.theirs.sendall(b"more")
+        assert wire.ours.recv(4) == b"more"
         assert room.held_bytes == 150_000 - (64 << 10)
     finally:
         wire.close()
         other.close()
 
 
-class Told(socket.socket):
-    """Our end of a connection, which tells when it is to be read no further."""
+class Counting(socket.socket):
+    """Our end of a connection, which tells how much was read there."""
 
     def __init__(self, sock: socket.socket, on_received: Callable[[int], None]) -> None:
         super().__init__(fileno=sock.detach())
         self.setblocking(True)
-        self.told = threading.Event()
         self.received_bytes = 0
         self.on_received = on_received
 
@@ -452,12 +487,10 @@ class Told(socket.socket):
         self.on_received(self.received_bytes)
         return data
 
-    def shutdown(self, how: int, /) -> None:
-        super().shutdown(how)
-        self.told.set()
 
-
-def test_a_body_that_came_whole_is_answered_though_it_was_to_give_way(wire: Wire) -> None:
+def test_a_body_that_came_whole_is_answered_though_it_was_to_give_way(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
     room, stranger = Room(4 * MANY_BYTES), Holder("192.0.2.7")
     data = put(b"x" * MANY_BYTES)
 
@@ -466,28 +499,39 @@ def test_a_body_that_came_whole_is_answered_though_it_was_to_give_way(wire: Wire
             room.take(Place(stranger, lambda: None), MANY_BYTES)
 
     other = threading.Thread(target=refused)
+    told, wake = threading.Event(), PacedUnreader.wake
+
+    def told_to(unreader: PacedUnreader) -> None:
+        wake(unreader)
+        told.set()
+
+    monkeypatch.setattr(PacedUnreader, "wake", told_to)
 
     def ask_for_room(received_bytes: int) -> None:
         if received_bytes == len(data):  # nobody else has looked at the last of them yet
             other.start()
-            assert ours.told.wait(60)
+            assert told.wait(60)
 
-    wire.ours = ours = Told(wire.ours, ask_for_room)
-    wire.parser.unreader = PacedUnreader(ours)
+    wire.ours = Counting(wire.ours, ask_for_room)
+    wire.parser.unreader = PacedUnreader(wire.ours)
     sender = sent_by(wire, data)
     body = wire.body(direct=True, room=room, whose=stranger)
     assert wanted(body) == b"x" * MANY_BYTES
     sender.join()
     other.join()
     assert room.held_bytes == ROOM_BYTES
-    assert wire.parser.mesg.should_close()  # nothing more can be read there
+    body.let_go()
+    # Its connection lives on.
+    wire.theirs.sendall(FOLLOWING)
+    assert next(wire.parser).path == "/next"
 
 
-def test_a_body_that_is_stored_takes_no_room(wire: Wire) -> None:
+def test_a_body_that_is_stored_takes_no_room(wire: Wire, wakeups: Wakeups) -> None:
     sender = sent_by(wire, put(b"x" * MANY_BYTES))
     body = wire.body(direct=True, room=Room(0))
     assert read_all(body, 1 << 20) == b"x" * MANY_BYTES
     sender.join()
+    assert not wakeups.opened
 
 
 def test_a_body_that_is_held_must_end_whatever_its_rate() -> None:

@@ -3,9 +3,11 @@ whose body gives way where there is none."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 
@@ -101,7 +103,7 @@ def test_of_strangers_the_body_that_has_been_arriving_for_longest_gives_way(
     """Who sends what can be used comes to its end; who only fills the room does not."""
     old = [bodies.one(whose, 10) for whose in (HOME, WORK, HOME, WORK)]
     whole = bodies.one(HOME, 5)
-    assert bodies.room.keep(whole)
+    bodies.room.keep(whole)
     tenant = bodies.one(ANN, 50)
     fast = bodies.one(TRAIN, 5)
     bodies.room.take(fast, 15)
@@ -136,7 +138,7 @@ def test_what_has_come_whole_stays_though_it_was_told_to_give_way(bodies: Bodies
     with ThreadPoolExecutor(1) as threads:
         taking = threads.submit(bodies.one, HOME, 1)
         assert told.wait(PATIENCE_S)
-        assert not room.keep(place)  # it came to its end meanwhile
+        room.keep(place)  # it came to its end meanwhile
         with pytest.raises(NoRoom):
             taking.result(PATIENCE_S)
     assert place.size_bytes == room.held_bytes == 25
@@ -192,6 +194,38 @@ def test_who_is_told_to_give_way_waits_for_nobody(bodies: Bodies) -> None:
         assert taking.result(PATIENCE_S).size_bytes == 25
 
 
+def test_one_body_gives_way_for_as_many_as_it_has_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    room, waits = Room(100), threading.Semaphore(0)
+
+    def outside_slot() -> AbstractContextManager[None]:
+        waits.release()
+        return nullcontext()
+
+    monkeypatch.setattr("gateway.room.outside_slot", outside_slot)
+    ended: list[str] = []
+    first = Place(HOME, lambda: ended.append("first"))
+    second = Place(HOME, lambda: ended.append("second"))
+    room.take(first, 20)
+    room.take(second, 5)
+    with ThreadPoolExecutor(3) as threads:
+        taking = []
+        try:
+            for count, so_far in ((10, ["first"]), (10, ["first"]), (5, ["first", "second"])):
+                place = Place(HOME, lambda: ended.append("another"))
+                taking.append(threads.submit(room.take, place, count))
+                assert waits.acquire(timeout=PATIENCE_S)
+                assert ended == so_far
+        finally:
+            room.give_back(second)
+            room.give_back(first)
+        for taken in taking:
+            taken.result(PATIENCE_S)
+    assert ended == ["first", "second"]
+    assert room.held_bytes == 25
+
+
 def test_who_waits_for_room_holds_no_slot_which_the_other_needs_to_leave() -> None:
     room, pool = Room(100), Pool(1)
     told, answered = threading.Event(), threading.Event()
@@ -227,6 +261,32 @@ def test_the_log_tells_once_a_minute_that_there_is_no_room(
     assert len(caplog.messages) == 2
     assert "'192.0.2.7'" in caplog.messages[0]
     assert "3 bodies were refused" in caplog.messages[1]
+
+
+def test_a_log_that_nobody_reads_stops_no_other_body(bodies: Bodies) -> None:
+    room = bodies.room
+    for _ in range(2):
+        bodies.one(HOME, 10)
+    taken: list[int] = []
+
+    class Stuck(logging.Handler):
+        def emit(self, _record: logging.LogRecord) -> None:
+            place = Place(ANN, lambda: None)
+            # In a thread of its own, for the lock may be this one's.
+            other = threading.Thread(target=room.take, args=(place, 1), daemon=True)
+            other.start()
+            other.join(PATIENCE_S)
+            taken.append(place.size_bytes)
+
+    log, stuck = logging.getLogger("blobcask.gateway"), Stuck()
+    log.addHandler(stuck)
+    try:
+        bodies.one(HOME, 10)  # one gives way
+        with pytest.raises(NoRoom):
+            bodies.one(HOME, 26)  # and this is refused
+    finally:
+        log.removeHandler(stuck)
+    assert taken == [1, 1]
 
 
 def test_the_log_tells_that_bodies_give_way(
