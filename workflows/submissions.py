@@ -12,6 +12,7 @@ from workflows.notation import as_json, check_depth
 from workflows.tools.registry import Registry
 
 INPUTS_BYTES_MAX: Final = 1 << 20  # as JSON
+_COMPARED_MAX: Final = 2000  # inputs, among which the one that was meant is looked for
 
 
 def read_submission(
@@ -61,13 +62,13 @@ def _check_names(definition: Definition, reads: Reads, inputs: Mapping[str, Any]
     if not odd:  # a plan of many dependencies takes its time
         return
     plan = Plan(definition)
-    known: dict[str, set[str]] = {}  # by level
     for task_id, name, text in odd:
         level = plan.level_of[task_id]
-        if level not in known:
-            known[level] = given | plan.visible(level)
-        if name not in known[level] and plan.is_certain(task_id):
-            others = near(name, known[level], NEAR_NAMES)
+        # Looked up, and not put together for each of very many loops: inputs may be as many.
+        if name not in given and not plan.knows(level, name) and plan.is_certain(task_id):
+            visible = plan.visible(level)
+            named = visible | given if len(given) <= _COMPARED_MAX else visible
+            others = near(name, named, NEAR_NAMES)
             reason = (
                 f"{text}: nothing is named {name[:200]!r}; {others}; an input that may be missing "
                 "is written {{name | default('')}}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -233,3 +234,19 @@ def test_a_task_may_fail_for_want_of_a_name_where_somebody_takes_that_up() -> No
         say(builder, "whatever", trigger_rule=TriggerRule.ALL_DONE)
 
     submitted(branches)
+
+
+def test_many_loops_and_many_inputs_cost_no_memory_for_each_pair_of_them() -> None:
+    builder = WorkflowBuilder(name="example")
+    for number in range(100):
+        builder.foreach(f"l{number}", "{{xs}}", lambda f, n=number: say(f, "{{item}}", f"t{n}"))
+    text = builder.build().to_json()
+    inputs = {f"{number}": 0 for number in range(20_000)} | {"xs": [1]}
+    read_submission(text, {"xs": [1]}, tools(), {})  # what is loaded once is loaded
+    tracemalloc.start()
+    try:
+        read_submission(text, inputs, tools(), {})
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 30 << 20  # a set of all names for each loop would be above 100 MiB

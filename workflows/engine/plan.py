@@ -124,6 +124,13 @@ class Plan:
             level = self.level_of[level]
         return found[::-1]
 
+    def knows(self, level: str, name: str) -> bool:
+        """Whether `name` is one of `visible(level)`; costs what the levels are deep."""
+        if not level:
+            return name == RUN_ID or name in self.named(level)
+        found = name in OF_ITEMS or name in self.named(level)
+        return found or self.knows(self.level_of[level], name)
+
     def visible(self, level: str) -> set[str]:
         """The names that the templates of a level may know besides the inputs: see `Scope`."""
         found = {RUN_ID, *(OF_ITEMS if level else ()), *self.named(level)}
